@@ -175,7 +175,7 @@ class Client(_Caller):
 
     Args:
         url: HOST:PORT (or grpc://HOST:PORT) for gRPC, http://HOST:PORT for HTTP; with TLS grpcs:// and https://.
-        model: name of the ensemble, or of the single graph (rekd_single) where it is served.
+        model: name of the ensemble, of the single graph (rekd_single) where it is served, or of an export beside.
         timeout: seconds one request may take.
         preprocessing: fingerprint (``Preprocessor.fingerprint``) that the served model must have; None: any.
         retry: when a request is sent again that found no server, or its queue full; None: ``RetryPolicy()``.

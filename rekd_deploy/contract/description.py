@@ -89,7 +89,7 @@ class ServedDescription:
     familiarity: str = ""
     """``Familiarity.packed``; empty where it is not known what texts are usual."""
     budget: float | None = None
-    """Largest share of the words or patches that a rationale keeps; None: no limit, or not known."""
+    """Largest share of the words or patches that is kept, short inputs aside; None: no limit, or not known."""
 
     @classmethod
     def of(

@@ -114,7 +114,10 @@ class ModelOut(BaseModel):
     versions: list[str] = Field(description="The newest first.")
     kind: str = Field(description="text or image.")
     labels: list[str]
-    budget: float | None = Field(description="Largest share of the words or patches that it keeps; null: not known.")
+    budget: float | None = Field(
+        description="Largest share of the words or patches that it keeps; of short inputs it keeps a few in any case. "
+        "null: no limit, or not known."
+    )
 
 
 class ModelsResponse(BaseModel):

@@ -14,7 +14,8 @@ from rekd_deploy.errors import ModelMissingError, VersionMismatchError
 from rekd_deploy.repository.config import ENSEMBLE, SINGLE
 from rekd_train.errors import InputError
 
-_MOST_CLIENTS = 16
+_MOST_CLIENTS = 4
+"""Of each model."""
 _PROBE_SECONDS = 5.0
 
 
@@ -97,7 +98,7 @@ class Served:
         options = {"model": model, "version": version, "transport": self._transport, "timeout": self._seconds}
         description = await AsyncClient(self.url, **options).description()
         client = AsyncClient(self.url, preprocessing=description.fingerprint, **options)
-        while len(self._opened) >= _MOST_CLIENTS:
+        while len(self._opened) >= _MOST_CLIENTS * len(self.models):
             self._opened.pop(next(iter(self._opened)))
         return self._opened.setdefault((model, version), _Opened(client, description))
 

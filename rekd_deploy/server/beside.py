@@ -1,25 +1,26 @@
 """Further exports beside the one that is served, such as one with another budget: each answers under a name of its own.
 
-What is served of them is the single graph, as ``rekd_<name>``; their repositories stay as they are.
+What is served of them is a copy of the single graph, as ``rekd_<name>``, made once: no restart exchanges it.
 """
 
 from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
+from rekd_deploy.contract.description import BUDGET
 from rekd_deploy.errors import RepositoryError
 from rekd_deploy.repository.config import CONFIG_FILE, ENDPOINTS, FORMER, MODELS, SINGLE, config_text, read_config
-from rekd_deploy.repository.manifest import Versions
-from rekd_deploy.repository.reader import check_repository, models_of
+from rekd_deploy.repository.reader import models_of
+from rekd_deploy.server.live_repository import checked_copy
 from rekd_train.errors import ConfigError
 from rekd_train.files import write_text
 
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,40}")
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,39}")
 _TAKEN = {*MODELS, *FORMER, *ENDPOINTS.values(), SINGLE}
 
 
@@ -42,13 +43,17 @@ class Beside:
         Raises:
             ConfigError: that cannot be a model's name, or another model has it.
         """
-        name, _, path = given.rpartition("=")
-        repository = Path(path)
-        found = cls(name or repository.resolve().name, repository)
-        if not _NAME.fullmatch(found.name) or found.model in _TAKEN:
-            reason = "is another model's" if found.model in _TAKEN else "is no model's name"
-            fix = f"fix: --beside NAME={repository}, of letters, digits, _ . and -"
-            raise ConfigError(f"'{found.name}' {reason}; {fix}")
+        name, equals, path = given.partition("=")
+        if not equals or "/" in name:  # a path may hold one, too
+            name, path = "", given
+        found = cls(name or Path(path).resolve().name, Path(path))
+        if not path:
+            raise ConfigError(f"'{given}' names no repository; fix: --beside NAME=REPO")
+        if found.model in _TAKEN:
+            raise ConfigError(f"'{found.name}' is another model's name; fix: --beside another NAME='{path}'")
+        if not _NAME.fullmatch(found.name):
+            limits = "one to 40 letters, digits, _ . and -, beginning with a letter or digit"
+            raise ConfigError(f"'{found.name}' is no model's name; fix: --beside NAME='{path}', NAME of {limits}")
         return found
 
 
@@ -61,22 +66,26 @@ def all_beside(given: Sequence[str]) -> tuple[Beside, ...]:
     return found
 
 
-def place_beside(exports: Sequence[Beside], folder: Path) -> list[tuple[Path, dict[str, Any]]]:
-    """Copy the single graph of each into a repository for Triton, ``folder``; their roots and checked manifests.
+def place_beside(exports: Sequence[Beside], folder: Path, check: Callable[[Path, dict[str, Any]], None]) -> None:
+    """Copy the single graph of each into ``folder``, which is a repository for Triton then.
+
+    Args:
+        check: is given each repository and its manifest; raises what makes it none to be served.
 
     Raises:
-        RepositoryError: one is missing or damaged, or holds no single graph.
+        RepositoryError: one is missing or damaged, or holds no single graph, or there is no room.
     """
-    found = []
     for each in exports:
-        manifest = check_repository(each.repository)
+        manifest = checked_copy(each.repository, copy := folder.with_name("copy"))
+        check(each.repository, manifest)
         if SINGLE not in models_of(manifest["repository"]["files"]):
-            fix = f"fix: rekd-export CHECKPOINT --output {each.repository} --single-graph"
+            fix = "fix: rekd-export CHECKPOINT --single-graph --output another folder"
             raise RepositoryError(f"{each.repository} holds no single graph, which is what is served beside; {fix}")
-        shutil.copytree(each.repository / SINGLE, folder / each.model, ignore=shutil.ignore_patterns("__pycache__"))
-        config = read_config(each.repository / SINGLE / CONFIG_FILE)
+        config = read_config(copy / SINGLE / CONFIG_FILE)
         config.name = each.model
-        config.version_policy.specific.versions[:] = [Versions.of(manifest).current]
-        write_text(folder / each.model / CONFIG_FILE, config_text(config))
-        found.append((each.repository, manifest))
-    return found
+        if (budget := manifest["policy"]["budget"]) is not None:  # exports of before do not tell it
+            config.parameters[BUDGET].string_value = str(budget)
+        write_text(copy / SINGLE / CONFIG_FILE, config_text(config))
+        folder.mkdir(exist_ok=True)
+        (copy / SINGLE).rename(folder / each.model)
+        shutil.rmtree(copy)

@@ -94,6 +94,25 @@ def reasons_not_to_exchange(old: Snapshot, new: Snapshot) -> list[str]:
     return reasons
 
 
+def checked_copy(repository: Path, copy: Path) -> dict[str, Any]:
+    """Copy a repository as it is now; the manifest, against which the copy was checked.
+
+    Raises RepositoryError if it is missing, damaged, or was exchanged meanwhile, or if there is no room.
+    """
+    check_repository(repository)
+    try:
+        shutil.copytree(repository, copy)
+        return check_repository(copy)
+    except BaseException as error:
+        shutil.rmtree(copy, ignore_errors=True)
+        if isinstance(error, OSError) and f"[Errno {errno.ENOSPC}]" in str(error):
+            where = f"{copy.parents[1]} has no room for a copy of {repository}"
+            raise RepositoryError(f"{where}; fix: make room, or start it with another TMPDIR") from None
+        if isinstance(error, (FileNotFoundError, shutil.Error)):
+            raise RepositoryError(f"{repository} changed while it was read; fix: try again") from None
+        raise
+
+
 class LiveRepository:
     """The copies, and the folder that Triton reads.
 
@@ -137,24 +156,10 @@ class LiveRepository:
             return None
 
     def snapshot(self) -> Snapshot:
-        """Copy the repository as it is now.
-
-        Raises RepositoryError if it is missing, damaged, or was exchanged meanwhile, or if there is no room.
-        """
-        check_repository(self.repository)
+        """The repository as it is now; raises as ``checked_copy``."""
         self._copies += 1
         copy = self._space.path / str(self._copies)
-        try:
-            shutil.copytree(self.repository, copy)
-            return Snapshot(copy, check_repository(copy))
-        except BaseException as error:
-            shutil.rmtree(copy, ignore_errors=True)
-            if isinstance(error, OSError) and f"[Errno {errno.ENOSPC}]" in str(error):
-                where = f"{self._space.path.parent} has no room for a copy of {self.repository}"
-                raise RepositoryError(f"{where}; fix: make room, or start it with another TMPDIR") from None
-            if isinstance(error, (FileNotFoundError, shutil.Error)):
-                raise RepositoryError(f"{self.repository} changed while it was read; fix: try again") from None
-            raise
+        return Snapshot(copy, checked_copy(self.repository, copy))
 
     def place(self, snapshot: Snapshot) -> None:
         """Put a snapshot's version folders beside those that are there; what versions share is the newest one's."""

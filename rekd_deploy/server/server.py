@@ -82,6 +82,7 @@ class TritonServer:
         self._memory_prefix = f"rekd_{os.getpid()}_{secrets.token_hex(4)}"
         self._process: subprocess.Popen[bytes] | None = None
         self._space: Workspace | None = None
+        self._aside: Workspace | None = None
         self._zombies: dict[str, float] = {}
 
     @property
@@ -114,8 +115,14 @@ class TritonServer:
 
     def __exit__(self, *exception: object) -> None:
         self.stop()
+        self._close_aside()
         if self.live is not None:
             self.live.close()
+
+    def _close_aside(self) -> None:
+        if self._aside is not None:
+            self._aside.close()
+            self._aside = None
 
     def start(self) -> None:
         """Start and wait until every model is ready. After ``stop`` it starts again, on the same ports.
@@ -131,12 +138,17 @@ class TritonServer:
         root, manifest = self.live.prepare() if self.live else (self.repository, check_repository(self.repository))
         program = self._program or find_wheel()
         program.check_servable(root, manifest)
+        if self.beside and self._aside is None:
+            self._aside = Workspace("rekd-beside-")
+            try:
+                place_beside(self.beside, self._aside.path / _BESIDE, program.check_servable)
+            except BaseException:
+                self._close_aside()
+                raise
         self.ports = settled_ports(self.ports, self._host)
         self.log_file = self.log_file or user_folder() / f"tritonserver-{self.ports['grpc']}.log"
         self._space = Workspace("rekd-serve-")  # and away with those of servers that were killed
         try:
-            for root, manifest in place_beside(self.beside, self._space.path / _BESIDE):
-                program.check_servable(root, manifest)
             self._launch(program, self._space.path, self.log_file)
             self._wait_until_ready()
         except BaseException:
@@ -180,7 +192,7 @@ class TritonServer:
 
     def _launch(self, program: TritonProgram, folder: Path, log_file: Path) -> None:
         repositories = [str((self.live.models if self.live else self.repository).absolute())]
-        repositories += [str(folder / _BESIDE)] if self.beside else []
+        repositories += [str(self._aside.path / _BESIDE)] if self._aside else []
         flags = server_flags(
             repositories, self.ports, self.key, host=self._host, exposed=self._exposed,
             reload=self.live is not None, gpu_metrics=program.stub is None, log_verbose=self._log_verbose,

@@ -45,7 +45,7 @@ function complain(problem) {
 // What is served
 
 function nameOf(model) {
-  const budget = model.budget === null ? "" : `, ${percent(model.budget)} of the ${model.kind === "image" ? "patches" : "words"}`;
+  const budget = model.budget === null ? "" : `, up to ${percent(model.budget)} of the ${model.kind === "image" ? "patches" : "words"}`;
   return `${model.name}, version ${model.version}${budget}`;
 }
 
@@ -100,7 +100,7 @@ async function ask() {
   if (image) {
     options.body = new FormData();
     options.body.append("image", state.file);
-    if (!newest()) for (const [name, value] of Object.entries(which())) options.body.append(name, value);
+    for (const [name, value] of Object.entries(which())) options.body.append(name, value);
   } else {
     options.headers = { "Content-Type": "application/json" };
     options.body = JSON.stringify({ texts: [text], ...which(), ...(at("windows").checked ? { windows: true } : {}) });
@@ -119,7 +119,7 @@ async function ask() {
   at("answer").classList.remove("busy");
 }
 
-const which = () => (newest() ? {} : { model: state.chosen.name, version: state.chosen.version });
+const which = () => (newest() ? {} : { model: state.chosen.name, ...(state.chosen.first ? {} : { version: state.chosen.version }) });
 
 // 0.3 for the weakest to 1 for the strongest
 function strengths(parts) {
@@ -162,7 +162,7 @@ async function show(found, answer, input) {
     if (term === "doubt") pair.title = "Share of the usual texts whose words are more usual than these";
     return pair;
   }));
-  if (newest() && found.version !== state.chosen.version) learn(); // a new one has taken its place
+  if (state.chosen.first && found.version !== state.chosen.version) learn(); // a new one has taken its place
 }
 
 // What another version said of the same input just before

@@ -155,7 +155,8 @@ def test_options_reach_the_connection_and_the_model(rekd_query, server, reposito
     for file in files:
         file.touch()
     pem = [text for pair in zip(("--ca", "--cert", "--key"), files, strict=True) for text in pair]
-    given = ["--timeout", "2", "--header", "Authorization: Bearer a:b", "--header", "x-tenant:7", "--model", "rekd_five", *pem]
+    given = ["--timeout", "2", "--header", "Authorization: Bearer a:b", "--header", "x-tenant:7", *pem]
+    given += ["--model", "rekd_five"]
     assert rekd_query("good", "--url", "https://a:1", *given)[0] == rekd_query("good", "--windows")[0] == 0
     headers = {"Authorization": "Bearer a:b", "x-tenant": "7"}
     tls = TlsSettings(*files)

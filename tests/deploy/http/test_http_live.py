@@ -319,7 +319,7 @@ def test_a_browser_compares_two_versions(browser, several):
     browser.get(several.url)
     wait_until(lambda: not of_page(browser, "return at('version-label').hidden"), 60)
     options = of_page(browser, "return [...at('version').options].map((option) => option.textContent)")
-    assert options == [f"rekd, version {number}, 25.0% of the words" for number in (2, 1)]
+    assert options == [f"rekd, version {number}, up to 25.0% of the words" for number in (2, 1)]
     set_width(browser, 320)
     assert of_page(browser, "return document.documentElement.scrollWidth") <= 320, "nothing sticks out"
     of_page(browser, "at('text').value = 'good film'; at('ask').requestSubmit()")

@@ -1,8 +1,10 @@
 """A Triton on this machine, its flags and status; starting, watching, stopping its process, a script in its place."""
 
+import errno
 import io
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -20,6 +22,7 @@ from servers import READY, FakeTriton, Running, children_of, is_alive, wait_unti
 
 from rekd_deploy import DeadlineError, RepositoryError, ServerError, ServerUnavailableError, TritonServer
 from rekd_deploy.errors import EngineError
+from rekd_deploy.repository.config import config_text, read_config
 from rekd_deploy.repository.reader import read_manifest
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server import program, service, status
@@ -30,6 +33,7 @@ from rekd_deploy.server.program import find_installed
 from rekd_deploy.server.service import Service
 from rekd_deploy.server.status import ServerState, ServerStatus, StepTotals, running_states, status_table
 from rekd_train.errors import ConfigError, MissingExtraError
+from rekd_train.files import sha256
 
 
 @pytest.fixture
@@ -383,24 +387,54 @@ def test_each_setting_opens_what_it_names_alone(settings, opened):
     assert flags(**settings) == flags() | opened
 
 
-def test_exports_beside_have_names_of_their_own_and_a_single_graph(repository, start, tmp_path):
-    five, models = all_beside(["five=runs/models", "runs/models-5/"])
-    assert (five.model, models.model, five.repository) == ("rekd_five", "rekd_models-5", Path("runs/models"))
-    assert server_flags(["/a", "/b"], {"grpc": 1, "http": 2, "metrics": 3}, "k")[1:3] == [
-        "--model-repository=/a", "--model-repository=/b"]  # fmt: skip
-    wrong = {"single=models": "'single' is another model's", "text=models": "another model's",
-             "a b=models": "'a b' is no model's name", f"{'x' * 50}=models": "is no model's name"}  # fmt: skip
-    for given, reason in wrong.items():
-        with pytest.raises(ConfigError, match=f"{reason}.*--beside NAME="):
-            all_beside([given])
+def test_exports_beside_have_names_of_their_own():
+    given = ["five=runs/models", "runs/models-5/", "six=runs/budget=0.05", "/runs/a=b/seven"]
+    found = [(each.model, str(each.repository)) for each in all_beside(given)]
+    assert found == [("rekd_five", "runs/models"), ("rekd_models-5", "runs/models-5"), ("rekd_six", "runs/budget=0.05"),
+                     ("rekd_seven", "/runs/a=b/seven")]  # fmt: skip
+    wrong = {"single=models": "'single' is another model's", "text=models": "another model's", "a=": "no repository",
+             "a b=models": "'a b' is no model's name", f"{'x' * 41}=models": "is no model's name", "": "no repository"}
+    for each, reason in wrong.items():
+        with pytest.raises(ConfigError, match=f"{reason}.*--beside"):
+            all_beside([each])
     with pytest.raises(ConfigError, match="two exports beside are named a"):
         all_beside(["a=x", "y/a"])
-    server = start(READY, beside=[Beside("other", repository)])
-    with pytest.raises(RepositoryError, match="holds no single graph.*--single-graph"):
+    assert server_flags(["/a", "/b"], {"grpc": 1, "http": 2, "metrics": 3}, "k")[1:3] == [
+        "--model-repository=/a", "--model-repository=/b"]  # fmt: skip
+
+
+def test_exports_beside_are_copied_once_whole_or_not_at_all(artefacts, repository, start, tmp_path, monkeypatch):
+    root = write_repository(replace(artefacts, single=artefacts.predictor), tmp_path / "models")
+    config, manifest = root / "rekd_single" / "config.pbtxt", read_manifest(root)
+    told = read_config(config)
+    del told.parameters["budget"]  # as exports of before have it
+    config.write_text(config_text(told))
+    manifest["repository"]["files"]["rekd_single/config.pbtxt"] = sha256(config)
+    (root / "manifest.json").write_text(json.dumps(manifest))
+    with start(READY, beside=[Beside("x", root)]) as server:
+        command = Path(f"/proc/{server.process_id}/cmdline").read_text().split("\0")
+        _, placed = (Path(each.partition("=")[2]) for each in command if each.startswith("--model-repository="))
+        assert [each.name for each in placed.iterdir()] == ["rekd_x"]
+        copied = read_config(placed / "rekd_x" / "config.pbtxt")
+        assert (copied.name, copied.parameters["budget"].string_value) == ("rekd_x", "0.25")
+        assert read_config(config).name == "rekd_single", "the repository stays as it is"
+        config.write_text("damaged meanwhile")
+        server.stop()
         server.start()
-    with pytest.raises(RepositoryError, match="no model repository at"):
-        start(READY, beside=[Beside("other", tmp_path / "none")]).start()
-    assert server.process_id is None
+        assert read_config(placed / "rekd_x" / "config.pbtxt") == copied, "a restart serves what was served"
+    assert not placed.exists()
+    for where, reason in ((root, "changed since the export"), (repository, "holds no single graph.*--single-graph"),
+                          (tmp_path / "none", "no model repository at")):  # fmt: skip
+        server = start(READY, beside=[Beside("x", where)])
+        with pytest.raises(RepositoryError, match=reason):
+            server.start()
+        assert server.process_id is None and server._aside is None
+    def full(source, target):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    defaults = [full if each is shutil.copy2 else each for each in shutil.copytree.__defaults__]
+    monkeypatch.setattr(shutil.copytree, "__defaults__", tuple(defaults))
+    with pytest.raises(RepositoryError, match=f"has no room for a copy of {repository}.*TMPDIR"):
+        start(READY, beside=[Beside("x", repository)]).start()
 
 
 def test_a_host_and_ports_that_cannot_be_used_are_named_with_their_flags():
