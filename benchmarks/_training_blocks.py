@@ -29,7 +29,7 @@ def distillation() -> list[str]:
     ]
 
 
-@block("pairs/few", "pairs/images", "pairs/minilm")
+@block("pairs/few", "pairs/images", "pairs/reviews", "pairs/minilm")
 def pairs() -> list[str]:
     shown = {"cls": "plain classifier", "cls_kd": "plain classifier, distilled", "alone": "pair, alone",
              "distilled": "pair, distilled"}  # fmt: skip
@@ -41,7 +41,8 @@ def pairs() -> list[str]:
     few = "2,000 labels; the teacher has seen all"
     for name, data, other in (
         ("few", f"IMDB, {few}", ""), ("few", "the same, the selector a transformer 1 x 64", "_1x64"),
-        ("images", f"Fashion-MNIST, {few}", ""), ("minilm", "IMDB, all labels, predictor MiniLM-L6", ""),
+        ("images", f"Fashion-MNIST, {few}", ""), ("reviews", "IMDB, all labels; one seed", ""),
+        ("minilm", "IMDB, all labels, predictor MiniLM-L6", ""),
     ):  # fmt: skip
         found = _cells(f"pairs/{name}")
         cells = [cell if cell.startswith("cls") else cell + other for cell in shown]

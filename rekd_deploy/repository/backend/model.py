@@ -22,9 +22,9 @@ from typing import Any
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-MOST_PADDING = 1.25
+MOST_PADDING = 2.0
 """Texts that run as one batch: the longest has at most this many times the length of the shortest. On a CPU padding
-costs as much as text, and a larger batch saves little: benchmarks/results/serving_batching.json."""
+costs a large selector as much as text, a small one less than a batch saves: docs/log.md has the figures."""
 _ID_LENGTH, _LINE_LENGTH = 128, 1000
 """Of what clients send, at most this many characters reach the log."""
 
