@@ -50,7 +50,7 @@ class Beside:
         if not path:
             raise ConfigError(f"'{given}' names no repository; fix: --beside NAME=REPO")
         if found.model in _TAKEN:
-            raise ConfigError(f"'{found.name}' is another model's name; fix: --beside another NAME='{path}'")
+            raise ConfigError(f"'{found.name}' is another model's name; fix: another NAME, --beside NAME='{path}'")
         if not _NAME.fullmatch(found.name):
             limits = "one to 40 letters, digits, _ . and -, beginning with a letter or digit"
             raise ConfigError(f"'{found.name}' is no model's name; fix: --beside NAME='{path}', NAME of {limits}")
