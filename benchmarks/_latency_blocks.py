@@ -79,7 +79,15 @@ _VARIANTS = {
 
 @block("serving_defaults.json")
 def serving_defaults() -> list[str]:
-    result = read("serving_defaults.json")
+    return _serving(read("serving_defaults.json"), "A demo's student of reviews")
+
+
+@block("serving_since.json")
+def serving_since() -> list[str]:
+    return _serving(read("serving_since.json"), "A pair of two equal networks (the preset equal_student)")
+
+
+def _serving(result: dict[str, Any], pair: str) -> list[str]:
     cells = {(cell["variant"], cell["clients"]): cell for cell in result["cells"]}
     clients, settings, machine = sorted({count for _, count in cells}), result["settings"], result["hardware"]
     equal, different = (
@@ -93,11 +101,13 @@ def serving_defaults() -> list[str]:
         return f"{found['per_second']:,.0f}; {times}"
 
     def gain(now: str, before: str) -> str:
+        if (before, clients[0]) not in cells:
+            return "not served before"
         pairs = [[cells[name, count]["per_second"] for name in (now, before)] for count in clients]
         return listed([f"{ours / theirs:.2f}" for ours, theirs in pairs])
 
     return [
-        f"A demo's student of reviews on {machine['cores']} cores ({machine['processor']}), which the clients share, "
+        f"{pair} on {machine['cores']} cores ({machine['processor']}), which the clients share, "
         f"{settings['rounds']} turns of {settings['seconds']:g} s; requests a second, of one text each; milliseconds "
         f"p50 / p95 / p99. {equal:,} answers compared, {different} of them other than alone, or than before; "
         f"{sum(cell['failed'] for cell in cells.values())} failures. Not run: {result['not_run']}; its rules were "

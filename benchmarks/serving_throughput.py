@@ -58,6 +58,13 @@ def serving_throughput(
     keep({"settings": {**settings, "padded_lengths": lengths}, "cells": cells}, output)
 
 
+_PARTED = """_parted = groups_by_length
+
+
+def groups_by_length(inputs, run_in_tokens):
+    return _parted(inputs, {})"""
+
+
 def keep(figures: dict[str, Any], output: Path | None) -> None:
     """Write figures with the command and the machine to a file, or print them."""
     from rekd_deploy.bench.results import hardware, versions
@@ -76,12 +83,9 @@ def _variants(differing: str) -> dict[str, tuple[Callable, str]]:
     """By name what ``changed`` changes: a configuration, and the code."""
     cores = len(os.sched_getaffinity(0))
     if differing == "batching":
-        limits = {
-            "all lengths": 1e9, "at most twice as long": 2.0, "at most a quarter longer": 1.25,
-            "all lengths, run apart": 1.0,
-        }  # fmt: skip
-        code = {name: f"groups_by_length.__defaults__ = ({limit!r},)" for name, limit in limits.items()}
-        return {"one shape": (_unjoined, ""), **{name: (shares(0, 1), each) for name, each in code.items()}}
+        limits = {"all lengths": 1e9, "as padding and runs cost": None, "all lengths, run apart": -1}
+        code = {name: "" if limit is None else _PARTED.format(limit) for name, limit in limits.items()}
+        return {"one shape": (_unjoined, ""), **{name: (shares(0, 2), each) for name, each in code.items()}}
     if differing == "threads":
         pairs = sorted({(cores, 1), (1, 1), (1, cores), (max(1, cores // 2), 2), (cores, cores)})
         return {f"{threads} threads, {instances} instances": (shares(threads, instances), "")
@@ -90,7 +94,7 @@ def _variants(differing: str) -> dict[str, tuple[Callable, str]]:
 
 
 def _unjoined(config) -> None:
-    shares(0, 1)(config)
+    shares(0, 2)(config)
     config.parameters.pop("pad_id")
     for tensor in config.input:
         tensor.allow_ragged_batch = False

@@ -70,7 +70,7 @@ def export(
         help="Batch sizes the server aims at; the largest is the most in one request.",
     )] = None,
     instances: Annotated[int | None, typer.Option(
-        min=1, metavar="N", show_default="1 on GPUs and for small networks in the python backend, else 2",
+        min=1, metavar="N", show_default="2 on CPUs with several cores, else 1",
         help="Instances of each component model, on every GPU that is used.",
     )] = None,
     threads: Annotated[int, typer.Option(

@@ -37,12 +37,6 @@ class CheckpointFacts:
     """Of 'selector' and 'predictor'."""
 
     @property
-    def multiplications(self) -> int:
-        """For a token in the selector's layers, roughly: how large its network is."""
-        sizes = self.backbones["selector"]
-        return sizes.layers * sizes.width * (4 * sizes.width + 2 * sizes.feedforward)
-
-    @property
     def kind(self) -> str:
         """'text' or 'image'."""
         return self.preprocessor.settings.kind

@@ -18,9 +18,6 @@ GPU_QUEUE_DELAY = 100
 """Microseconds: there a batch costs hardly more than one text; on a CPU waiting only adds to the latency."""
 _LONGEST_DELAY = 1_000_000
 """Microseconds; above this a request would rather be refused than wait."""
-_SMALL = 1_000_000
-"""Multiplications for a token below which a network is small: benchmarks/results/serving_threads_*.json has one at 0.26
-million, where one instance is better, and one at 10.6 million, where two are."""
 _LARGEST_BATCH = 4096
 """Above this a number of rows is a slip of the keyboard."""
 
@@ -44,7 +41,7 @@ class ExportOptions:
     batches: tuple[int, ...] = ()
     """Batch sizes the scheduler aims at, the largest the most in one request; empty: the usual ones."""
     instances: int | None = None
-    """Processes (GPU instances) of each component model; None: see ``with_instances``."""
+    """Processes (GPU instances) of each component model; None: two on CPUs with several cores, else one."""
     threads: int = 0
     """Threads of each inside one operation; 0: the instances share the cores, and none has more than half of them."""
     queue_delay: int | None = None
@@ -135,7 +132,10 @@ class ExportOptions:
 
     @property
     def _instances(self) -> int:
-        return 1 if self.instances is None else self.instances
+        if self.instances is not None:
+            return self.instances
+        # two: one computes while Triton sends the answers of the other
+        return 1 if self.product is not None or self.on_gpu or machine()["cores"] < 2 else 2
 
     @property
     def fuse(self) -> bool:
@@ -169,17 +169,6 @@ class ExportOptions:
         """The sizes that batches are formed in, ascending; the last is the most."""
         serving = self.serving
         return tuple(sorted({*serving.preferred_batch_sizes, serving.max_batch_size}))
-
-    def with_instances(self, facts: CheckpointFacts) -> ExportOptions:
-        """The same with as many instances as were measured to be best, where none was chosen.
-
-        On CPUs two, since a second one uses the cores that the first leaves idle; one in the python backend for small
-        networks, which hardly wait for each other there.
-        """
-        if self.instances is not None or self.product is not None or self.on_gpu or machine()["cores"] < 2:
-            return self
-        small = self.target == "python" and facts.multiplications < _SMALL
-        return replace(self, instances=1 if small else 2)
 
     def check(self, facts: CheckpointFacts) -> None:
         """Check the choices against a checkpoint.

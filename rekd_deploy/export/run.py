@@ -91,7 +91,6 @@ def plan_export(checkpoint: str | Path, root: str | Path, options: ExportOptions
         raise MissingExtraError("onnxruntime", "cpu")
     facts = read_facts(checkpoint)
     options.check(facts)
-    options = options.with_instances(facts)
     refuse_foreign_folder(root)
     options, kept = _with_what_is_there(options, root, facts)
     refuse_unwritable_place(root)

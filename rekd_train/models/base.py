@@ -140,7 +140,9 @@ class Selector(nn.Module):
 
     def forward(self, inputs: Inputs) -> Tensor:
         """(B, N, 2) float32 logits."""
-        return self.head(self.backbone.states(inputs)).float()
+        states = self.backbone.states(inputs)
+        # rows of a matrix: exported as Gemm, which takes bias and ReLU along; over (B, N, H) each is a pass of its own
+        return self.head(states.flatten(0, 1)).float().unflatten(0, states.shape[:2])
 
 
 class Predictor(nn.Module):
@@ -255,9 +257,13 @@ def apply_policy(scores: Tensor, selectable: Tensor, policy: SelectionPolicy, ca
 def _ranked_values(scores: Tensor, selectable: Tensor, count: int) -> Tensor:
     """The ``count`` highest selectable scores in descending order, padded with -inf: (B, count)."""
     lowest = torch.finfo(torch.float32).min
-    candidates = torch.where(selectable, scores, lowest)
+    return _highest_values(torch.where(selectable, scores, lowest), count, lowest)
+
+
+def _highest_values(values: Tensor, count: int, lowest: float) -> Tensor:
+    """(B, count) of (B, N) float32, descending, padded with ``lowest``."""
     # padding makes the top-k width independent of N, which stays symbolic in the exported graph
-    padded = torch.nn.functional.pad(candidates, (0, count), value=lowest)
+    padded = torch.nn.functional.pad(values, (0, count), value=lowest)
     return padded.topk(count, dim=1, sorted=True).values
 
 
@@ -273,17 +279,17 @@ def _highest(scores: Tensor, selectable: Tensor, ranked_values: Tensor, limits: 
 def kept_positions(mask: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     """Positions of the kept features, ascending, in ``capacity`` slots.
 
-    Written as a comparison with a running count (slot k holds the first position whose count exceeds
-    k), so there is no NonZero, no scatter and no data-dependent shape.
+    The highest of keys that fall from the first position to the last; only their values are used, so there is no
+    NonZero, no scatter and no data-dependent shape.
 
     Args:
-        mask: (B, N) bool with at most ``capacity`` kept.
+        mask: (B, N) bool with at most ``capacity`` kept; N below 2 ** 24.
 
     Returns:
         positions (B, K) int64, 0 in unused slots; kept (B, K) bool, whether a slot is used.
     """
-    counts = mask.to(torch.int64).cumsum(dim=1)
-    slots = torch.arange(capacity, device=mask.device)
-    positions = (counts[:, None, :] <= slots[None, :, None]).to(torch.int64).sum(dim=2)
-    kept = slots[None, :] < counts[:, -1:]
-    return torch.where(kept, positions, 0), kept
+    length = mask.shape[1]
+    falling = torch.arange(length, 0, -1, device=mask.device, dtype=torch.float32)  # runtimes rank floats, not integers
+    keys = _highest_values(mask * falling, capacity, 0.0)
+    kept = keys > 0
+    return torch.where(kept, length - keys.to(torch.int64), 0), kept

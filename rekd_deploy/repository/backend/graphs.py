@@ -6,6 +6,7 @@ This file is copied beside ``model.py`` and needs NumPy and the runtime alone.
 from __future__ import annotations
 
 import importlib
+import time
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
@@ -18,6 +19,8 @@ _MOST_SHAPES = 128
 """So many are captured, those of the warm-ups first (16 lengths up to 512 tokens, 5 sizes); any other runs as it is."""
 _BY_TOKEN = ("scores", "mask", "keep")
 """Outputs that have a column for each token."""
+_RUN_IN_TOKENS = 256.0
+"""What a run on a GPU costs beside its tokens; a low guess, as in rekd_deploy/client/batching.py."""
 _COPYING = (b"\x22\x04LSTM", b"\x22\x03GRU", b"\x22\x03RNN")
 """As a graph's bytes have them, operators that cannot be replayed: rekd_deploy/runtimes/onnxruntime_cuda.py."""
 
@@ -36,6 +39,9 @@ class OnnxGraph:
         options.intra_op_num_threads = threads  # not 0, which would pin them to cores that both steps share
         # selector and predictor take turns on the same cores: a waiting one must not spin; within a run it pays
         options.add_session_config_entry("session.force_spinning_stop", "1")
+        # attention makes 1e-45 of what is masked, and processors compute such numbers many times slower than 0: a batch
+        # that is half padding took twice as long. This process is ours alone; it would change all that another computes
+        options.add_session_config_entry("session.set_denormal_as_zero", "1")
         options.enable_mem_pattern = False  # lengths differ from batch to batch
         options.inter_op_num_threads = 1
         path, self._shortest = str(folder / "model.onnx"), shortest
@@ -56,8 +62,32 @@ class OnnxGraph:
             outputs[index] = whole
         return outputs
 
+    def run_in_tokens(self, longest: int) -> float:
+        """Tokens that take as long as what a run costs whatever its length, measured here; 0: all are of one length.
+
+        Small networks spend most of a run between operators, large ones on tokens: from a few of these to some hundred.
+        """
+        short, long = min(16, longest), min(144, longest)
+        if short == long or not any("length" in given.shape for given in self._session.get_inputs()):
+            return 0.0
+        brief, whole = self._seconds(short), self._seconds(long)
+        return brief * (long - short) / (whole - brief) - short if whole > brief else float("inf")
+
     def close(self) -> None:
         self._session = None
+
+    def _seconds(self, length: int) -> float:
+        """The shortest of some runs with a text of so many tokens."""
+        sizes, types = {"batch": 1, "length": length, "slots": 1 + length // 10}, {"int64": np.int64, "bool": bool}
+        ones = {
+            given.name: np.ones([sizes[axis] for axis in given.shape], types[given.type[len("tensor(") : -1]])
+            for given in self._session.get_inputs()
+        }
+        moments = [time.perf_counter()]
+        for _ in range(5):
+            self._session.run(None, ones)
+            moments.append(time.perf_counter())
+        return float(np.diff(moments).min())
 
 
 class EngineGraph:
@@ -73,6 +103,10 @@ class EngineGraph:
         """The outputs of these names."""
         outputs = self._execution.run(inputs)
         return [outputs[name] for name in names]
+
+    def run_in_tokens(self, longest: int) -> float:
+        """See ``OnnxGraph``."""
+        return _RUN_IN_TOKENS
 
     def close(self) -> None:
         self._execution.close()
@@ -115,6 +149,10 @@ class CapturedGraph:
             self.close()  # half of something may be left, of a capture or of memory; the next request starts anew
             raise error.with_traceback(None) from None  # the frames would keep the session and its memory
         return [array[:count] for array in outputs]
+
+    def run_in_tokens(self, longest: int) -> float:
+        """See ``OnnxGraph``."""
+        return _RUN_IN_TOKENS
 
     def close(self) -> None:
         """Give the device memory back."""

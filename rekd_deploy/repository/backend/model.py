@@ -4,9 +4,9 @@ This file is copied into the repository as ``<model>/1/model.py``, so it stands 
 ``triton_tensors.py`` beside it and Triton's own utilities only. Every graph of a repository, of texts or images, uses
 the same file.
 
-A dynamic batch arrives as a list of requests, texts of all lengths among them. Requests of similar length are padded to
-the longest of them and run as one batch; each answer is cut to its request's own rows and length. A request with bad
-values gets an error of its own and its neighbours do not.
+A dynamic batch arrives as a list of requests, texts of all lengths among them. Where padding takes less time than a run
+they are padded to the longest and run as one batch; each answer is cut to its request's own rows and length. A request
+with bad values gets an error of its own and its neighbours do not.
 """
 
 from __future__ import annotations
@@ -22,9 +22,6 @@ from typing import Any
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
-MOST_PADDING = 2.0
-"""Texts that run as one batch: the longest has at most this many times the length of the shortest. On a CPU padding
-costs a large selector as much as text, a small one less than a batch saves: docs/log.md has the figures."""
 _ID_LENGTH, _LINE_LENGTH = 128, 1000
 """Of what clients send, at most this many characters reach the log."""
 
@@ -54,6 +51,7 @@ class TritonPythonModel:
                 triton_python_backend_utils.Logger.log_warn(f"{folder} has an LSTM: no CUDA graph, which is slower")
         else:
             self._graph = graphs.OnnxGraph(folder, threads_of(config), shortest_of(config))
+        self._run_in_tokens = self._graph.run_in_tokens(self._checker.max_length)
 
     def execute(self, requests: Sequence) -> list:
         """Answer each request, in order."""
@@ -65,7 +63,7 @@ class TritonPythonModel:
             if reason := self._checker.reason_to_refuse(inputs):
                 del accepted[index]
                 answers[index] = refusal(self._triton, request, reason, self._triton.TritonError.INVALID_ARG)
-        for indices in groups_by_length(accepted):
+        for indices in groups_by_length(accepted, self._run_in_tokens):
             for index, answer in self._run(indices, accepted, requests).items():
                 answers[index] = answer
         return answers
@@ -141,7 +139,7 @@ class InputChecker:
     """
 
     def __init__(self, max_length: int, vocabulary_size: int = 0) -> None:
-        self._max_length, self._vocabulary_size = max_length, vocabulary_size
+        self.max_length, self._vocabulary_size = max_length, vocabulary_size
 
     def reason_to_refuse(self, inputs: Arrays) -> str | None:
         """Why these inputs cannot be answered, or None.
@@ -153,10 +151,10 @@ class InputChecker:
                 return f"{name} has shape {list(array.shape)}; no axis may be empty"
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         if ids is None:  # images: Triton itself checks their shape
-            return self._handover_reason(inputs, self._max_length)
+            return self._handover_reason(inputs, self.max_length)
         length = ids.shape[1]
-        if length > self._max_length:
-            return f"input_ids has {length} columns; the model reads at most {self._max_length}"
+        if length > self.max_length:
+            return f"input_ids has {length} columns; the model reads at most {self.max_length}"
         if reason := _outside("input_ids", ids, self._vocabulary_size, "the vocabulary"):
             return reason
         if mask is not None:
@@ -191,15 +189,21 @@ def _outside(name: str, array: np.ndarray, limit: int, what: str) -> str | None:
     return f"{name}[{row}, {column}] is {array[row, column]}, outside {what} 0..{limit - 1}"
 
 
-def groups_by_length(inputs: Mapping[int, Arrays], most_padding: float = MOST_PADDING) -> list[list[int]]:
-    """Indices of the requests, parted into batches of similar length: a long text makes no short one cost as much."""
+def groups_by_length(inputs: Mapping[int, Arrays], run_in_tokens: float) -> list[list[int]]:
+    """Indices of the requests, parted into batches; ``run_in_tokens``: so much padding costs as much as another run.
+
+    From the shortest on, a batch takes the next longer text along as long as what that pads costs less than a run.
+    """
     lengths = {index: _text(arrays).shape[1] for index, arrays in inputs.items()}
     groups: list[list[int]] = []
+    rows = 0
     for index in sorted(inputs, key=lengths.__getitem__):
-        if groups and lengths[index] <= most_padding * lengths[groups[-1][0]]:
+        if groups and rows * (lengths[index] - lengths[groups[-1][-1]]) <= run_in_tokens:
             groups[-1].append(index)
         else:
             groups.append([index])
+            rows = 0
+        rows += len(_text(inputs[index]))
     return groups
 
 

@@ -63,7 +63,7 @@ def test_padding_for_a_longer_neighbour_changes_no_answer(family, inside_triton)
     alone = [answers(request)[0] for request in requests]
     batches = [watched(step) for step in steps]
     for step in steps:
-        step.execute.__globals__["groups_by_length"] = lambda inputs: [sorted(inputs)]
+        step.execute.__globals__["groups_by_length"] = lambda inputs, run_in_tokens: [sorted(inputs)]
     together = answers(*requests)
     assert batches == [[(5, 48)], [(5, 48)]], "texts of 16, 32 and 48 tokens as one batch"
     for given, answer, wanted in zip(requests, together, alone, strict=True):

@@ -3,15 +3,18 @@
 import json
 import os
 import struct
+import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
+import onnx
 import pytest
 import triton_stub
 from conftest import raising
 from families import another, some_images, written
+from onnx import TensorProto, helper
 from reference_repository import artefacts_of
 from triton_stub import LOGGED, OUTPUTS, Request, TritonError, ask, started, watched
 
@@ -95,16 +98,38 @@ def test_images_are_checked_by_patches_and_gpus_need_their_runtime(repository, i
 
 def test_texts_are_grouped_by_length_run_as_one_batch_and_filled_up_with_the_pad_id(start, rationalizer):
     model = start(SELECTOR)
+    graph, model._run_in_tokens = model._graph, 20
     batches = watched(model)
     short, long = encoded(rationalizer, "good", "bad film"), encoded(rationalizer, "good " * 40)
     similar = {name: array[:, :20] for name, array in long.items()}
     answers = ask(model, SELECTOR, long, short, similar, short)
-    assert batches == [(5, 20), (1, 48)], "at most twice as long as the shortest"
+    assert batches == [(5, 20), (1, 48)], "16 tokens of padding cost less than a run, 5 x 28 more"
     assert [answer.outputs["mask"].shape for answer in answers] == [(1, 48), (2, 16), (1, 20), (2, 16)]
     inputs = {index: {"positions": ids(4), "input_ids": ids(length)} for index, length in enumerate((48, 16, 18))}
-    assert groups_by_length(inputs) == [[1, 2], [0]]
+    groups = [groups_by_length(inputs, limit) for limit in (1, 2, 59, 60)]
+    assert groups == [[[1], [2], [0]], [[1, 2], [0]], [[1, 2], [0]], [[1, 2, 0]]]
+    assert graph.run_in_tokens(48) > 0 == graph.run_in_tokens(16), "texts of one length need no padding"
+    for each, expected in ((0.01, 100), (0.0, float("inf"))):
+        graph._seconds = lambda length, each=each: 1 + each * length
+        assert graph.run_in_tokens(512) == pytest.approx(expected)
     found = {name: array.tolist() for name, array in joined([texts(2), texts(3)], 7).items()}
     assert found == {"input_ids": [[5, 5, 7], [5, 5, 5]], "attention_mask": [[1, 1, 0], [1, 1, 1]]}
+
+
+def test_numbers_near_zero_are_zero_where_the_graph_is_served(tmp_path):
+    product = helper.make_node("Mul", ["x", "x"], ["y"])
+    row, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("x", "y"))
+    graph = helper.make_graph([product], "square", [row], [result])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=9)
+    onnx.save(model, tmp_path / "model.onnx")
+    code = (
+        "import sys, pathlib, numpy as np\nfrom rekd_deploy.repository.backend.graphs import OnnxGraph\n"
+        "graph = OnnxGraph(pathlib.Path(sys.argv[1]), 1)\n"
+        "squares = [graph.run(['y'], {'x': np.full((1, 1), x, 'float32')})[0] for x in (1e-15, 1e-22)]\n"
+        "print([square.view('int32').item() != 0 for square in squares])"  # whatever this processor now makes of 1e-44
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[True, False]"
 
 
 @pytest.mark.parametrize("padded", [False, True])
