@@ -279,17 +279,17 @@ def _highest(scores: Tensor, selectable: Tensor, ranked_values: Tensor, limits: 
 def kept_positions(mask: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     """Positions of the kept features, ascending, in ``capacity`` slots.
 
-    The highest of keys that fall from the first position to the last; only their values are used, so there is no
-    NonZero, no scatter and no data-dependent shape.
+    The highest of the kept ones' negative positions; of a top-k only the values are used, so there is no NonZero, no
+    scatter and no data-dependent shape. Runtimes rank float32, and on a GPU no size may be counted on the host.
 
     Args:
-        mask: (B, N) bool with at most ``capacity`` kept; N below 2 ** 24.
+        mask: (B, N) bool with at most ``capacity`` kept; N at most 2 ** 24.
 
     Returns:
         positions (B, K) int64, 0 in unused slots; kept (B, K) bool, whether a slot is used.
     """
-    length = mask.shape[1]
-    falling = torch.arange(length, 0, -1, device=mask.device, dtype=torch.float32)  # runtimes rank floats, not integers
-    keys = _highest_values(mask * falling, capacity, 0.0)
-    kept = keys > 0
-    return torch.where(kept, length - keys.to(torch.int64), 0), kept
+    unused = -float(1 << 24)
+    indices = torch.arange(mask.shape[1], device=mask.device)
+    values = _highest_values(torch.where(mask, -indices.float(), unused), capacity, unused)
+    kept = values > unused
+    return torch.where(kept, -values, 0).to(torch.int64), kept
