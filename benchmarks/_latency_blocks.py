@@ -72,7 +72,6 @@ def length() -> list[str]:
 
 _VARIANTS = {
     "before": "tensors: before, `rekd`", "now, two steps": "now, `rekd`", "now": "now, `rekd_single`",
-    "as onnxruntime's": "the rules of the target onnxruntime, `rekd_single`",
     "before, text": "text: before, `rekd_text`", "now, text": "now, `rekd_text`",
 }  # fmt: skip
 
@@ -110,8 +109,7 @@ def _serving(result: dict[str, Any], pair: str) -> list[str]:
         f"{pair} on {machine['cores']} cores ({machine['processor']}), which the clients share, "
         f"{settings['rounds']} turns of {settings['seconds']:g} s; requests a second, of one text each; milliseconds "
         f"p50 / p95 / p99. {equal:,} answers compared, {different} of them other than alone, or than before; "
-        f"{sum(cell['failed'] for cell in cells.values())} failures. Not run: {result['not_run']}; its rules were "
-        "tried in that one.",
+        f"{sum(cell['failed'] for cell in cells.values())} failures. Not run: {result['not_run']}.",
         "",
         f"| | {' | '.join(f'{count} clients' if count > 1 else 'one client' for count in clients)} |",
         f"|---|{'---|' * len(clients)}",

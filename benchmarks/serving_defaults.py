@@ -2,8 +2,8 @@
 
 Variants are served at the same time and loaded in rounds. Requests hold one text each: tensors that were encoded
 beforehand, or raw text for the endpoint. Each answer is compared with the same request asked alone, and the answers of
-all variants with each other. The rules of the target onnxruntime (threads, instances) are tried in the python backend:
-the embedded Triton has no other.
+all variants with each other. The target onnxruntime has the same threads and instances; it is not run here, since the
+embedded Triton has the python backend alone.
 
     python benchmarks/serving_defaults.py runs/demo/model_repository --output benchmarks/results/serving_defaults.json
     python benchmarks/serving_defaults.py REPO --before OLD     # OLD: of the same checkpoint, by an older version
@@ -12,7 +12,6 @@ the embedded Triton has no other.
 from __future__ import annotations
 
 import json
-import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -46,18 +45,16 @@ def serving_defaults(
     """Measure, print the figures and write them."""
     from rekd_deploy.repository.reader import read_description
 
-    preprocessor, cores = read_description(repository).preprocessor(), len(os.sched_getaffinity(0))
+    preprocessor = read_description(repository).preprocessor()
     requests, texts = random_requests(preprocessor), random_texts(preprocessor)
     counts = [int(count) for count in clients.split(",")]
-    other = shares(max(1, cores // 2), 2)
     with Trials() as trials:
         was = before or changed(repository, trials.folder / "before", shares(0, 1))
         urls = {"before": trials.serve(was), "now": trials.serve(repository)}
-        urls["as onnxruntime's"] = trials.serve(changed(repository, trials.folder / "other", other))
-        tensors = ["before", "now, two steps", "now", "as onnxruntime's, two steps", "as onnxruntime's"]
+        tensors = ["before", "now, two steps", "now"]
         groups: dict[str, list[str]] = {"tensors": tensors, "texts": []}
         for name in tensors:
-            model = "rekd" if name == "before" or name.endswith("two steps") else lone_model(repository)
+            model = lone_model(repository) if name == "now" else "rekd"
             trials.add(name, urls[name.partition(",")[0]], model, requests)
         for name in ("before", "now"):
             if ((was if name == "before" else repository) / "rekd_text").is_dir():
@@ -69,7 +66,8 @@ def serving_defaults(
         cells = trials.measured(counts, rounds, seconds, lambda cell: typer.echo(line(cell), err=True))
     settings = {"rounds": rounds, "seconds": seconds, "texts": len(texts), "before": "older export" if before else ""}
     keep({
-        "settings": settings, "not_run": "the target onnxruntime: the embedded Triton has the python backend alone",
+        "settings": settings,
+        "not_run": "the target onnxruntime, whose threads and instances are the same: the embedded Triton has none",
         "answers_other_than_before": differing, "cells": cells,
     }, output)  # fmt: skip
 

@@ -26,7 +26,11 @@ from rekd_deploy.tuning.trials import Trials, changed, random_requests, shares
 from rekd_train.cli.command import application, examples, print_json, run
 
 STEPS = ("rekd_selector", "rekd_predictor")
+_PARTED = """_parted = groups_by_length
 
+
+def groups_by_length(inputs, run_in_tokens):
+    return _parted(inputs, {})"""
 app = application(
     help="Time variants of one repository under load, in rounds.",
     epilog=examples("serving_throughput.py batching REPO", "serving_throughput.py threads REPO --clients 1,8"),
@@ -58,13 +62,6 @@ def serving_throughput(
     keep({"settings": {**settings, "padded_lengths": lengths}, "cells": cells}, output)
 
 
-_PARTED = """_parted = groups_by_length
-
-
-def groups_by_length(inputs, run_in_tokens):
-    return _parted(inputs, {})"""
-
-
 def keep(figures: dict[str, Any], output: Path | None) -> None:
     """Write figures with the command and the machine to a file, or print them."""
     from rekd_deploy.bench.results import hardware, versions
@@ -83,7 +80,7 @@ def _variants(differing: str) -> dict[str, tuple[Callable, str]]:
     """By name what ``changed`` changes: a configuration, and the code."""
     cores = len(os.sched_getaffinity(0))
     if differing == "batching":
-        limits = {"all lengths": 1e9, "as padding and runs cost": None, "all lengths, run apart": -1}
+        limits = {"all lengths": 1e9, "as padding and runs cost": None, "all lengths, run apart": 0}
         code = {name: "" if limit is None else _PARTED.format(limit) for name, limit in limits.items()}
         return {"one shape": (_unjoined, ""), **{name: (shares(0, 2), each) for name, each in code.items()}}
     if differing == "threads":

@@ -19,8 +19,9 @@ _MOST_SHAPES = 128
 """So many are captured, those of the warm-ups first (16 lengths up to 512 tokens, 5 sizes); any other runs as it is."""
 _BY_TOKEN = ("scores", "mask", "keep")
 """Outputs that have a column for each token."""
-_RUN_IN_TOKENS = 256.0
-"""What a run on a GPU costs beside its tokens; a low guess, as in rekd_deploy/client/batching.py."""
+_RUN_ON_GPU, _MOST_RUN = 256.0, 512.0
+"""In tokens: what a run on a GPU costs beside its own, a low guess as in rekd_deploy/client/batching.py; and the most
+that a measurement on a CPU may say."""
 _COPYING = (b"\x22\x04LSTM", b"\x22\x03GRU", b"\x22\x03RNN")
 """As a graph's bytes have them, operators that cannot be replayed: rekd_deploy/runtimes/onnxruntime_cuda.py."""
 
@@ -35,7 +36,8 @@ class OnnxGraph:
     def __init__(self, folder: Path, threads: int, shortest: int = 0) -> None:
         import onnxruntime
 
-        options = onnxruntime.SessionOptions()  # the same as the gate's: rekd_deploy/runtimes/onnxruntime.py
+        # as the gate's, rekd_deploy/runtimes/onnxruntime.py, but for numbers near zero
+        options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads  # not 0, which would pin them to cores that both steps share
         # selector and predictor take turns on the same cores: a waiting one must not spin; within a run it pays
         options.add_session_config_entry("session.force_spinning_stop", "1")
@@ -62,32 +64,34 @@ class OnnxGraph:
             outputs[index] = whole
         return outputs
 
-    def run_in_tokens(self, longest: int) -> float:
-        """Tokens that take as long as what a run costs whatever its length, measured here; 0: all are of one length.
+    def run_in_tokens(self, texts: Sequence[Arrays]) -> float:
+        """Tokens that take as long as what a run costs whatever its length, measured here; 0: texts have one length.
 
         Small networks spend most of a run between operators, large ones on tokens: from a few of these to some hundred.
+
+        Args:
+            texts: inputs of one text each, the shortest first.
         """
-        short, long = min(16, longest), min(144, longest)
-        if short == long or not any("length" in given.shape for given in self._session.get_inputs()):
+        lengths = [text["input_ids"].shape[1] for text in texts]
+        if len(lengths) < 2:
             return 0.0
-        brief, whole = self._seconds(short), self._seconds(long)
-        return brief * (long - short) / (whole - brief) - short if whole > brief else float("inf")
+        long = next((index for index, length in enumerate(lengths) if length >= 4 * lengths[0]), len(lengths) - 1)
+        brief, whole = self._seconds(texts[0], texts[long])
+        a_token = (whole - brief) / (lengths[long] - lengths[0])
+        return min(_MOST_RUN, max(0.0, brief / a_token - lengths[0])) if a_token > 0 else _MOST_RUN
 
     def close(self) -> None:
         self._session = None
 
-    def _seconds(self, length: int) -> float:
-        """The shortest of some runs with a text of so many tokens."""
-        sizes, types = {"batch": 1, "length": length, "slots": 1 + length // 10}, {"int64": np.int64, "bool": bool}
-        ones = {
-            given.name: np.ones([sizes[axis] for axis in given.shape], types[given.type[len("tensor(") : -1]])
-            for given in self._session.get_inputs()
-        }
-        moments = [time.perf_counter()]
-        for _ in range(5):
-            self._session.run(None, ones)
-            moments.append(time.perf_counter())
-        return float(np.diff(moments).min())
+    def _seconds(self, *texts: Arrays) -> list[float]:
+        """The shortest of some runs with each, in turns: other models are loaded meanwhile."""
+        found: list[list[float]] = [[] for _ in texts]
+        for _ in range(10):
+            for text, seconds in zip(texts, found, strict=True):
+                begun = time.perf_counter()
+                self._session.run(None, text)
+                seconds.append(time.perf_counter() - begun)
+        return list(map(min, found))
 
 
 class EngineGraph:
@@ -104,9 +108,9 @@ class EngineGraph:
         outputs = self._execution.run(inputs)
         return [outputs[name] for name in names]
 
-    def run_in_tokens(self, longest: int) -> float:
+    def run_in_tokens(self, texts: Sequence[Arrays]) -> float:
         """See ``OnnxGraph``."""
-        return _RUN_IN_TOKENS
+        return _RUN_ON_GPU
 
     def close(self) -> None:
         self._execution.close()
@@ -150,9 +154,9 @@ class CapturedGraph:
             raise error.with_traceback(None) from None  # the frames would keep the session and its memory
         return [array[:count] for array in outputs]
 
-    def run_in_tokens(self, longest: int) -> float:
+    def run_in_tokens(self, texts: Sequence[Arrays]) -> float:
         """See ``OnnxGraph``."""
-        return _RUN_IN_TOKENS
+        return _RUN_ON_GPU
 
     def close(self) -> None:
         """Give the device memory back."""

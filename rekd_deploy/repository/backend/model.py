@@ -51,7 +51,7 @@ class TritonPythonModel:
                 triton_python_backend_utils.Logger.log_warn(f"{folder} has an LSTM: no CUDA graph, which is slower")
         else:
             self._graph = graphs.OnnxGraph(folder, threads_of(config), shortest_of(config))
-        self._run_in_tokens = self._graph.run_in_tokens(self._checker.max_length)
+        self._run_in_tokens = self._graph.run_in_tokens(texts_of(config, folder.parent / "warmup"))
 
     def execute(self, requests: Sequence) -> list:
         """Answer each request, in order."""
@@ -114,6 +114,20 @@ def shortest_of(config: Mapping[str, Any]) -> int:
     return int(config["parameters"].get("shortest_length", {}).get("string_value", 0))
 
 
+def texts_of(config: Mapping[str, Any], folder: Path) -> list[Arrays]:
+    """The inputs of the warm-ups that lie in a folder, one text each, from the shortest to the longest; no images."""
+    types = {"TYPE_INT64": np.int64, "TYPE_BOOL": bool}
+    found: dict[int, Arrays] = {}
+    for warm_up in config.get("model_warmup", ()):
+        if "input_ids" in warm_up["inputs"]:
+            text = {
+                name: np.fromfile(folder / given["input_data_file"], types[given["data_type"]])[None]
+                for name, given in warm_up["inputs"].items()
+            }
+            found[text["input_ids"].shape[1]] = text
+    return [found[length] for length in sorted(found)]
+
+
 def module_beside(folder: Path, name: str) -> ModuleType:
     """A Python file of a model's version folder: of that version, whatever lies on the path."""
     spec = importlib.util.spec_from_file_location(name, folder / f"{name}.py")
@@ -139,7 +153,7 @@ class InputChecker:
     """
 
     def __init__(self, max_length: int, vocabulary_size: int = 0) -> None:
-        self.max_length, self._vocabulary_size = max_length, vocabulary_size
+        self._max_length, self._vocabulary_size = max_length, vocabulary_size
 
     def reason_to_refuse(self, inputs: Arrays) -> str | None:
         """Why these inputs cannot be answered, or None.
@@ -151,10 +165,10 @@ class InputChecker:
                 return f"{name} has shape {list(array.shape)}; no axis may be empty"
         ids, mask = inputs.get("input_ids"), inputs.get("attention_mask")
         if ids is None:  # images: Triton itself checks their shape
-            return self._handover_reason(inputs, self.max_length)
+            return self._handover_reason(inputs, self._max_length)
         length = ids.shape[1]
-        if length > self.max_length:
-            return f"input_ids has {length} columns; the model reads at most {self.max_length}"
+        if length > self._max_length:
+            return f"input_ids has {length} columns; the model reads at most {self._max_length}"
         if reason := _outside("input_ids", ids, self._vocabulary_size, "the vocabulary"):
             return reason
         if mask is not None:

@@ -5,6 +5,7 @@ import os
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,18 +13,22 @@ import numpy as np
 import onnx
 import pytest
 import triton_stub
-from conftest import raising
+from conftest import make_rationalizer, raising
 from families import another, some_images, written
 from onnx import TensorProto, helper
 from reference_repository import artefacts_of
 from triton_stub import LOGGED, OUTPUTS, Request, TritonError, ask, started, watched
 
+from rekd_deploy.export.graphs import export
 from rekd_deploy.repository.backend.endpoint import LARGEST_TEXT
+from rekd_deploy.repository.backend.graphs import OnnxGraph
 from rekd_deploy.repository.backend.model import InputChecker, groups_by_length, joined, usable_cores
 from rekd_deploy.repository.config import FORMER, PREDICTOR, SELECTOR, ServingSettings, config_text, read_config
 from rekd_deploy.repository.reader import check_repository
 from rekd_deploy.repository.text_endpoint import endpoint_config, place_endpoint
 from rekd_deploy.repository.writer import write_repository
+from rekd_train.checkpoints.checkpoint import save
+from rekd_train.inputs.policy import SelectionPolicy
 
 
 @pytest.fixture
@@ -98,8 +103,7 @@ def test_images_are_checked_by_patches_and_gpus_need_their_runtime(repository, i
 
 def test_texts_are_grouped_by_length_run_as_one_batch_and_filled_up_with_the_pad_id(start, rationalizer):
     model = start(SELECTOR)
-    graph, model._run_in_tokens = model._graph, 20
-    batches = watched(model)
+    batches, model._run_in_tokens = watched(model), 20
     short, long = encoded(rationalizer, "good", "bad film"), encoded(rationalizer, "good " * 40)
     similar = {name: array[:, :20] for name, array in long.items()}
     answers = ask(model, SELECTOR, long, short, similar, short)
@@ -108,12 +112,31 @@ def test_texts_are_grouped_by_length_run_as_one_batch_and_filled_up_with_the_pad
     inputs = {index: {"positions": ids(4), "input_ids": ids(length)} for index, length in enumerate((48, 16, 18))}
     groups = [groups_by_length(inputs, limit) for limit in (1, 2, 59, 60)]
     assert groups == [[[1], [2], [0]], [[1, 2], [0]], [[1, 2], [0]], [[1, 2, 0]]]
-    assert graph.run_in_tokens(48) > 0 == graph.run_in_tokens(16), "texts of one length need no padding"
-    for each, expected in ((0.01, 100), (0.0, float("inf"))):
-        graph._seconds = lambda length, each=each: 1 + each * length
-        assert graph.run_in_tokens(512) == pytest.approx(expected)
     found = {name: array.tolist() for name, array in joined([texts(2), texts(3)], 7).items()}
     assert found == {"input_ids": [[5, 5, 7], [5, 5, 5]], "attention_mask": [[1, 1, 0], [1, 1, 1]]}
+
+
+@pytest.mark.parametrize(("lengths", "milliseconds", "expected"), [
+    ((8, 16, 32, 256), lambda length: 4 + 0.1 * length, (25, 55)), ((8, 16), lambda length: 4 + 0.4 * length, (5, 15)),
+    ((8, 64), lambda length: length**2 / 100, (0, 0)), ((8, 64), lambda length: 2 - length / 100, (512, 512)),
+    ((8,), lambda length: 1, (0, 0)), ((), lambda length: 1, (0, 0))])
+def test_a_run_is_measured_in_tokens(lengths, milliseconds, expected):
+    graph, asked = OnnxGraph.__new__(OnnxGraph), []
+    def run(names, text):
+        asked.append(text["input_ids"].shape[1])
+        time.sleep(milliseconds(asked[-1]) / 1000)
+    graph._session = SimpleNamespace(run=run)
+    found = graph.run_in_tokens([{"input_ids": ids(length)} for length in lengths])
+    assert expected[0] <= found <= expected[1] and 256 not in asked, "four times the shortest says enough"
+
+
+def test_what_a_run_costs_is_measured_with_the_warm_ups_of_whatever_shape(start, inside_triton, tmp_path):
+    assert all(0 < start(name)._run_in_tokens <= 512 for name in (SELECTOR, PREDICTOR))
+    twelve = make_rationalizer(policy=SelectionPolicy(bias=0.1, budget=0.25, minimum=12))  # words of any text
+    artefacts = export(save(twelve, tmp_path / "checkpoint"), tmp_path)
+    predictor = started(write_repository(artefacts, tmp_path / "repository"), PREDICTOR)
+    given = {"input_ids": ids(16), "positions": np.arange(12)[None], "kept": np.ones((1, 12), bool)}
+    assert predictor._run_in_tokens > 0 and ask(predictor, PREDICTOR, given)[0].error is None
 
 
 def test_numbers_near_zero_are_zero_where_the_graph_is_served(tmp_path):
