@@ -34,8 +34,8 @@ class TritonPythonModel:
         import triton_python_backend_utils
 
         self._triton = triton_python_backend_utils
-        config = json.loads(args["model_config"])
-        parameters = {key: value["string_value"] for key, value in config["parameters"].items()}
+        model = json.loads(args["model_config"])
+        parameters = {key: value["string_value"] for key, value in model["parameters"].items()}
         self._checker = InputChecker(int(parameters["max_length"]), int(parameters.get("vocabulary_size", 0)))
         self._pad_id = int(parameters.get("pad_id", 0))  # without it Triton joins requests of one length only
         folder = Path(args["model_repository"]) / args["model_version"]
@@ -45,13 +45,14 @@ class TritonPythonModel:
             execution = module_beside(folder, "tensorrt_execution")
             self._graph = graphs.EngineGraph(folder, product, device, execution)
         elif args.get("model_instance_kind") == "GPU":
-            sizes = {1, *config["dynamic_batching"].get("preferred_batch_size", ()), config["max_batch_size"]}
+            sizes = {1, *model["dynamic_batching"].get("preferred_batch_size", ()), model["max_batch_size"]}
             self._graph = graphs.CapturedGraph(folder, device, sizes)
             if not self._graph.captured:
                 triton_python_backend_utils.Logger.log_warn(f"{folder} has an LSTM: no CUDA graph, which is slower")
         else:
-            self._graph = graphs.OnnxGraph(folder, threads_of(config), shortest_of(config))
-        self._run_in_tokens = self._graph.run_in_tokens(texts_of(config, folder.parent / "warmup"))
+            self._graph = graphs.OnnxGraph(folder, threads_of(model), shortest_of(model))
+        texts = texts_of(model.get("model_warmup", ()), folder.parent / "warmup")
+        self._run_in_tokens = self._graph.run_in_tokens(texts)
 
     def execute(self, requests: Sequence) -> list:
         """Answer each request, in order."""
@@ -114,11 +115,11 @@ def shortest_of(config: Mapping[str, Any]) -> int:
     return int(config["parameters"].get("shortest_length", {}).get("string_value", 0))
 
 
-def texts_of(config: Mapping[str, Any], folder: Path) -> list[Arrays]:
-    """The inputs of the warm-ups that lie in a folder, one text each, from the shortest to the longest; no images."""
+def texts_of(warm_ups: Sequence[Mapping[str, Any]], folder: Path) -> list[Arrays]:
+    """The inputs of warm-ups, whose files lie in a folder: a text each, the shortest first; no images."""
     types = {"TYPE_INT64": np.int64, "TYPE_BOOL": bool}
     found: dict[int, Arrays] = {}
-    for warm_up in config.get("model_warmup", ()):
+    for warm_up in warm_ups:
         if "input_ids" in warm_up["inputs"]:
             text = {
                 name: np.fromfile(folder / given["input_data_file"], types[given["data_type"]])[None]
