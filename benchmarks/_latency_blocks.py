@@ -109,7 +109,8 @@ def _serving(result: dict[str, Any], pair: str) -> list[str]:
         f"{pair} on {machine['cores']} cores ({machine['processor']}), which the clients share, "
         f"{settings['rounds']} turns of {settings['seconds']:g} s; requests a second, of one text each; milliseconds "
         f"p50 / p95 / p99. {equal:,} answers compared, {different} of them other than alone, or than before; "
-        f"{sum(cell['failed'] for cell in cells.values())} failures. Not run: {result['not_run']}.",
+        f"{sum(cell['failed'] for cell in cells.values())} failures. Not run: the target onnxruntime, which has the "
+        "same threads and instances; the embedded Triton lacks its backend.",
         "",
         f"| | {' | '.join(f'{count} clients' if count > 1 else 'one client' for count in clients)} |",
         f"|---|{'---|' * len(clients)}",

@@ -279,8 +279,8 @@ def _highest(scores: Tensor, selectable: Tensor, ranked_values: Tensor, limits: 
 def kept_positions(mask: Tensor, capacity: int) -> tuple[Tensor, Tensor]:
     """Positions of the kept features, ascending, in ``capacity`` slots.
 
-    The highest of the kept ones' negative positions; of a top-k only the values are used, so there is no NonZero, no
-    scatter and no data-dependent shape. Runtimes rank float32, and on a GPU no size may be counted on the host.
+    The values of a top-k of the kept ones' negative positions, so there is no NonZero, no scatter and no data-dependent
+    shape. Keys are float32, which every runtime ranks, and need no size from the host, which CUDA graphs refuse.
 
     Args:
         mask: (B, N) bool with at most ``capacity`` kept; N at most 2 ** 24.

@@ -19,9 +19,8 @@ _MOST_SHAPES = 128
 """So many are captured, those of the warm-ups first (16 lengths up to 512 tokens, 5 sizes); any other runs as it is."""
 _BY_TOKEN = ("scores", "mask", "keep")
 """Outputs that have a column for each token."""
-_RUN_ON_GPU, _MOST_RUN = 256.0, 512.0
-"""In tokens: what a run on a GPU costs beside its own, a low guess as in rekd_deploy/client/batching.py; and the most
-that a measurement on a CPU may say."""
+_MOST_RUN = 512.0
+"""Tokens: the most that measuring what a run costs may say."""
 _COPYING = (b"\x22\x04LSTM", b"\x22\x03GRU", b"\x22\x03RNN")
 """As a graph's bytes have them, operators that cannot be replayed: rekd_deploy/runtimes/onnxruntime_cuda.py."""
 
@@ -108,10 +107,6 @@ class EngineGraph:
         outputs = self._execution.run(inputs)
         return [outputs[name] for name in names]
 
-    def run_in_tokens(self, texts: Sequence[Arrays]) -> float:
-        """See ``OnnxGraph``."""
-        return _RUN_ON_GPU
-
     def close(self) -> None:
         self._execution.close()
 
@@ -153,10 +148,6 @@ class CapturedGraph:
             self.close()  # half of something may be left, of a capture or of memory; the next request starts anew
             raise error.with_traceback(None) from None  # the frames would keep the session and its memory
         return [array[:count] for array in outputs]
-
-    def run_in_tokens(self, texts: Sequence[Arrays]) -> float:
-        """See ``OnnxGraph``."""
-        return _RUN_ON_GPU
 
     def close(self) -> None:
         """Give the device memory back."""

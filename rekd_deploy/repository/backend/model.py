@@ -22,6 +22,8 @@ from typing import Any
 import numpy as np
 
 Arrays = dict[str, np.ndarray]
+_RUN_ON_GPU = 256.0
+"""What a run on a GPU costs beside its tokens, in tokens; a low guess, as in rekd_deploy/client/batching.py."""
 _ID_LENGTH, _LINE_LENGTH = 128, 1000
 """Of what clients send, at most this many characters reach the log."""
 
@@ -40,7 +42,7 @@ class TritonPythonModel:
         self._pad_id = int(parameters.get("pad_id", 0))  # without it Triton joins requests of one length only
         folder = Path(args["model_repository"]) / args["model_version"]
         device, graphs = int(args.get("model_instance_device_id") or 0), module_beside(folder, "triton_graphs")
-        self._tensors = module_beside(folder, "triton_tensors")
+        self._tensors, self._run_in_tokens = module_beside(folder, "triton_tensors"), _RUN_ON_GPU
         if product := parameters.get("engine"):
             execution = module_beside(folder, "tensorrt_execution")
             self._graph = graphs.EngineGraph(folder, product, device, execution)
@@ -51,8 +53,8 @@ class TritonPythonModel:
                 triton_python_backend_utils.Logger.log_warn(f"{folder} has an LSTM: no CUDA graph, which is slower")
         else:
             self._graph = graphs.OnnxGraph(folder, threads_of(model), shortest_of(model))
-        texts = texts_of(model.get("model_warmup", ()), folder.parent / "warmup")
-        self._run_in_tokens = self._graph.run_in_tokens(texts)
+            texts = texts_of(model.get("model_warmup", ()), folder.parent / "warmup")
+            self._run_in_tokens = self._graph.run_in_tokens(texts)
 
     def execute(self, requests: Sequence) -> list:
         """Answer each request, in order."""
