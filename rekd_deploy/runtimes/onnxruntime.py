@@ -67,7 +67,7 @@ class OnnxRuntimeRunner(Runner):
 def session_options(target: str = "python", threads: int | None = None):
     """``onnxruntime.SessionOptions`` as the backend of a target sets them, so that what is proved is what is served.
 
-    But for numbers below 1e-37, which ``OnnxGraph`` takes for 0: that would change how all of a user's process computes.
+    But for numbers below 1e-37, 0 in ``OnnxGraph``: here that would change all that the process computes.
 
     Args:
         target: 'python' is the repository's own step (``backend.model.OnnxGraph``; engines' graphs, too), 'onnxruntime'
