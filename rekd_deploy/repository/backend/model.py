@@ -43,6 +43,7 @@ class TritonPythonModel:
         folder = Path(args["model_repository"]) / args["model_version"]
         device, graphs = int(args.get("model_instance_device_id") or 0), module_beside(folder, "triton_graphs")
         self._tensors, self._run_in_tokens = module_beside(folder, "triton_tensors"), _RUN_ON_GPU
+        samples = samples_of(model.get("model_warmup", ()), folder.parent / "warmup")
         if product := parameters.get("engine"):
             execution = module_beside(folder, "tensorrt_execution")
             self._graph = graphs.EngineGraph(folder, product, device, execution)
@@ -53,8 +54,8 @@ class TritonPythonModel:
                 triton_python_backend_utils.Logger.log_warn(f"{folder} has an LSTM: no CUDA graph, which is slower")
         else:
             self._graph = graphs.OnnxGraph(folder, threads_of(model), shortest_of(model))
-            texts = texts_of(model.get("model_warmup", ()), folder.parent / "warmup")
-            self._run_in_tokens = self._graph.run_in_tokens(texts)
+            self._run_in_tokens = self._graph.run_in_tokens([each for each in samples if "input_ids" in each])
+        self._try_out(samples[:1], [output["name"] for output in model["output"]])
 
     def execute(self, requests: Sequence) -> list:
         """Answer each request, in order."""
@@ -75,6 +76,19 @@ class TritonPythonModel:
         """Close the graph."""
         graph, self._graph = self._graph, None
         graph.close()
+
+    def _try_out(self, samples: Sequence[Arrays], names: Sequence[str]) -> None:
+        """Take samples as a request's tensors are taken, and run them: what is wrong must be raised here.
+
+        It then ends the loading with this reason. Of a warm-up that fails, Triton itself may die: the thread of the
+        instance has not noted yet whose it is when it is stopped (core ``StopBackendThread``, of the release 24.10).
+        """
+        for sample in samples:
+            sent = [self._tensors.as_tensor(self._triton, name, array) for name, array in sample.items()]
+            inputs = {tensor.name(): self._tensors.as_array(tensor) for tensor in sent}
+            if wrong := [name for name, array in sample.items() if not np.array_equal(inputs[name], array)]:
+                raise RuntimeError(f"Triton's stub misreads {', '.join(wrong)}; fix: another NumPy, or export again")
+            self._graph.run(names, inputs)
 
     def _run(self, indices: list[int], inputs: Mapping[int, Arrays], requests: Sequence) -> dict:
         wanted = {index: list(requests[index].requested_output_names()) for index in indices}
@@ -117,17 +131,16 @@ def shortest_of(config: Mapping[str, Any]) -> int:
     return int(config["parameters"].get("shortest_length", {}).get("string_value", 0))
 
 
-def texts_of(warm_ups: Sequence[Mapping[str, Any]], folder: Path) -> list[Arrays]:
-    """The inputs of warm-ups, whose files lie in a folder: a text each, the shortest first; no images."""
-    types = {"TYPE_INT64": np.int64, "TYPE_BOOL": bool}
+def samples_of(warm_ups: Sequence[Mapping[str, Any]], folder: Path) -> list[Arrays]:
+    """The inputs of warm-ups, whose files lie in a folder: a row of each length, the shortest first."""
+    types = {"TYPE_INT64": np.int64, "TYPE_FP32": np.float32, "TYPE_BOOL": bool, "TYPE_UINT8": np.uint8}
     found: dict[int, Arrays] = {}
     for warm_up in warm_ups:
-        if "input_ids" in warm_up["inputs"]:
-            text = {
-                name: np.fromfile(folder / given["input_data_file"], types[given["data_type"]])[None]
-                for name, given in warm_up["inputs"].items()
-            }
-            found[text["input_ids"].shape[1]] = text
+        row = {}
+        for name, given in warm_up["inputs"].items():
+            content = np.fromfile(folder / given["input_data_file"], types[given["data_type"]])
+            row[name] = content.reshape(1, *map(int, given["dims"]))
+        found[_text(row).shape[1]] = row
     return [found[length] for length in sorted(found)]
 
 

@@ -139,6 +139,18 @@ def test_what_a_run_costs_is_measured_with_the_warm_ups_of_whatever_shape(start,
     assert predictor._run_in_tokens > 0 and ask(predictor, PREDICTOR, given)[0].error is None
 
 
+def test_what_every_request_would_meet_ends_the_loading(repository, inside_triton, monkeypatch):
+    """Triton itself may die of a warm-up that fails, and say nothing."""
+    with pytest.raises(Exception, match="nothing"):
+        started(repository, SELECTOR, lambda config: config.output.add(name="nothing"))
+    for reading in ("as_numpy", "__dlpack__"):
+        right = getattr(triton_stub.Tensor, reading)
+        wrong = lambda self, right=right, **given: right(triton_stub.Tensor.received("", self.array * 0), **given)  # noqa: E731
+        monkeypatch.setattr(triton_stub.Tensor, reading, wrong)
+    with pytest.raises(RuntimeError, match="stub misreads input_ids, positions, kept; fix: "):
+        started(repository, PREDICTOR)
+
+
 def test_numbers_near_zero_are_zero_where_the_graph_is_served(tmp_path):
     product = helper.make_node("Mul", ["x", "x"], ["y"])
     row, result = (helper.make_tensor_value_info(name, TensorProto.FLOAT, [1, 1]) for name in ("x", "y"))
