@@ -212,4 +212,10 @@ def test_the_wheel_has_its_licence_its_types_and_its_files(wheel_file):
     assert "Classifier: Typing :: Typed" in metadata
     base = [line for line in metadata.splitlines() if line.startswith("Requires-Dist") and "extra ==" not in line]
     found = {re.split(r"[ \[<>=;]", line.partition(": ")[2])[0] for line in base}
-    assert found == {"numpy", "pydantic", "tokenizers", "typer", "rich", "tritonclient", "urllib3"}
+    grpc = {"tritonclient", "grpcio", "protobuf", "packaging"}
+    assert found == {"numpy", "pydantic", "tokenizers", "typer", "rich", "urllib3", *grpc}
+
+
+def test_it_brings_no_number_types_that_it_does_not_use(installed):
+    done = installed.run("-c", "import tritonclient.grpc, tritonclient.grpc.model_config_pb2, ml_dtypes")
+    assert done.stderr.endswith("No module named 'ml_dtypes'\n"), done.stderr
