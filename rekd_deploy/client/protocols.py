@@ -41,7 +41,7 @@ class GrpcTransport(Transport):
     def __init__(self, address: Address, timeout: float, headers: Mapping[str, str], tls: TlsSettings) -> None:
         super().__init__(address, timeout, headers)
         # a failed handshake is an error of ours; gRPC would print a line of its own before it
-        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")
         import tritonclient.grpc
 
         if address.encrypted:

@@ -120,8 +120,8 @@ def seen(tmp_path_factory):
 
 
 def test_shapes_are_captured_once_as_tritons_own_backend_could_not(seen):
-    assert (seen["first"]["capture"], seen["one"]["capture"]) == (1, 1)
-    for turn in ("again", "joined", "one again"):
+    assert seen["first"]["capture"] == 1
+    for turn in ("again", "joined", "one", "one again"):  # one text was tried as the model was opened
         counts = {kind: seen[turn][kind] for kind in ("to_device", "to_host", "launch", "capture", "replay")}
         assert counts == {"to_device": 2, "to_host": 2, "launch": 0, "capture": 0, "replay": 1}, "what is asked for"
     assert seen["second"]["capture"] == 1

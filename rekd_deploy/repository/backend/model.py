@@ -86,7 +86,7 @@ class TritonPythonModel:
         for sample in samples:
             sent = [self._tensors.as_tensor(self._triton, name, array) for name, array in sample.items()]
             inputs = {tensor.name(): self._tensors.as_array(tensor) for tensor in sent}
-            if wrong := [name for name, array in sample.items() if not np.array_equal(inputs[name], array)]:
+            if wrong := sorted(name for name in sample if not np.array_equal(inputs[name], sample[name])):
                 raise RuntimeError(f"Triton's stub misreads {', '.join(wrong)}; fix: another NumPy, or export again")
             self._graph.run(names, inputs)
 

@@ -27,6 +27,7 @@ from rekd_deploy import Client, TritonServer
 from rekd_deploy.export.graphs import export
 from rekd_deploy.http import app as app_module
 from rekd_deploy.repository.writer import write_repository
+from rekd_deploy.server.beside import Beside
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.inputs.policy import SelectionPolicy
 
@@ -186,10 +187,16 @@ def half(tmp_path_factory):
 
 
 @pytest.mark.parametrize("alone", [False, True])
-def test_the_command_serves_it_with_triton_or_before_one_that_runs(server, repository, half, tmp_path, alone):
-    output, ports = tmp_path / "output", [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
-    beside, served = ["--beside", str(half)], {"rekd": 0.25, **({} if alone else {"rekd_half": 0.5})}
-    what = ["--url", server.grpc_url] if alone else [str(repository), *beside, *ports, "--log", str(tmp_path / "log")]
+def test_the_command_serves_it_with_triton_or_before_one_that_runs(repository, half, tmp_path, request, alone):
+    output, log, served = tmp_path / "output", tmp_path / "log", {"rekd": 0.25, "rekd_half": 0.5}
+    if alone:
+        standing = TritonServer(repository, 0, 0, 0, log_file=log, beside=[Beside("half", half)])
+        request.addfinalizer(standing.stop)
+        standing.start()
+        what = ["--url", standing.grpc_url, "--beside", "half"]
+    else:
+        what = [str(repository), "--beside", str(half), "--log", str(log)]
+        what += [f"--{name}-port=0" for name in ("grpc", "http", "metrics")]
     command = [sys.executable, "-m", "rekd_deploy.cli.serve", "--http", "0", "--limit", "texts=1", *what]
     with open(output, "w") as file:
         key = {"REKD_API_KEY": "0123456789abcdef"}

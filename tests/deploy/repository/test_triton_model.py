@@ -147,7 +147,7 @@ def test_what_every_request_would_meet_ends_the_loading(repository, inside_trito
         right = getattr(triton_stub.Tensor, reading)
         wrong = lambda self, right=right, **given: right(triton_stub.Tensor.received("", self.array * 0), **given)  # noqa: E731
         monkeypatch.setattr(triton_stub.Tensor, reading, wrong)
-    with pytest.raises(RuntimeError, match="stub misreads input_ids, positions, kept; fix: "):
+    with pytest.raises(RuntimeError, match="stub misreads input_ids, kept, positions; fix: "):
         started(repository, PREDICTOR)
 
 
