@@ -219,5 +219,6 @@ class Service:
                 process_id=os.getpid(), repository=str(server.repository.absolute()), grpc_url=server.grpc_url,
                 http_url=server.http_url, metrics_url=server.metrics_url, log_file=str(server.log_file),
                 key=server.key, version=Versions.of(manifest).current, restarts=self._restarts,
+                beside={each.model: str(each.repository.absolute()) for each in server.beside},
             )
         )  # fmt: skip

@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +44,8 @@ class ServerState:
     """Of the restricted interfaces."""
     version: int
     restarts: int = 0
+    beside: dict[str, str] = field(default_factory=dict)
+    """Repositories of further models, by the models' names."""
 
 
 def user_folder() -> Path:
@@ -163,6 +165,7 @@ class ServerStatus:
             again = f", started again {self.running.restarts} times" if self.running.restarts else ""
             lines += [
                 f"serving  {self.running.repository} (process {self.running.process_id}{again})",
+                *(f"beside   {repository} as {model}" for model, repository in self.running.beside.items()),
                 f"metrics  {self.running.metrics_url}",
                 f"log      {self.running.log_file}",
             ]

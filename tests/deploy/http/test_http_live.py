@@ -28,6 +28,7 @@ from rekd_deploy.export.graphs import export
 from rekd_deploy.http import app as app_module
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server.beside import Beside
+from rekd_deploy.server.status import running_states
 from rekd_train.checkpoints.checkpoint import save
 from rekd_train.inputs.policy import SelectionPolicy
 
@@ -216,6 +217,8 @@ def test_the_command_serves_it_with_triton_or_before_one_that_runs(repository, h
             asked = {"texts": ["good film bad plot " * 5], "model": name}
             [answer] = front.send("POST", PREDICT, asked, X_API_Key="0123456789abcdef").content["answers"]
             assert answer["rate"] == budget
+        states = {state.process_id: state.beside for state in running_states()}
+        assert states.get(process.pid) == (None if alone else {"rekd_half": str(half)})
         process.send_signal(signal.SIGTERM)
         assert process.wait(30) == 0
     finally:

@@ -224,7 +224,8 @@ TIMES |= {"compute_output": (20, 1), "fail": (2, 1)}
 STATISTICS = {key: {"count": str(n), "ns": str(ms * 1_000_000)} for key, (n, ms) in TIMES.items()}
 COUNTS = {"inference_count": "40", "execution_count": "10", "inference_stats": STATISTICS}
 STEP = StepTotals.of({"name": "rekd_selector", "version": "3", **COUNTS})
-STATE = ServerState(7, "/models", "127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3/m", "/log", "secret", 3)
+STATE = ServerState(7, "/models", "127.0.0.1:1", "http://127.0.0.1:2", "http://127.0.0.1:3/m", "/log", "secret", 3,
+                    beside={"rekd_five": "/models-5"})  # fmt: skip
 
 
 def test_a_running_server_of_this_user_lends_its_key(monkeypatch):
@@ -255,8 +256,8 @@ def test_counts_means_table_and_document():
     ensemble = replace(STEP, model="rekd", requests=1200)
     status = ServerStatus("http://127.0.0.1:2", True, "2.51.0", (ensemble, STEP), STATE)
     text = " ".join(" ".join(shown(status)).split())
-    for part in ("ready, Triton 2.51.0, version 3", "/models (process 7)", "1,200", "4.0", "2.300", "rekd_selector",
-                 "the queues of its steps"):  # fmt: skip
+    for part in ("ready, Triton 2.51.0, version 3", "/models (process 7)", "/models-5 as rekd_five", "1,200", "4.0",
+                 "2.300", "rekd_selector", "the queues of its steps"):  # fmt: skip
         assert part in text
     assert "secret" not in text and "secret" not in json.dumps(status.to_dict())
     assert status.to_dict()["versions"] == [3] and status.to_dict()["steps"][1]["compute_ms"] == 2.3
