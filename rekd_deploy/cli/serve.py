@@ -100,10 +100,8 @@ def serve(
         raise typer.BadParameter("--ca and --json are for a server's status; add --status")
     if http is None and (url is not None or limit):
         raise typer.BadParameter("--url and --limit are for the plain HTTP front; add --http PORT")
-    if url is not None and (repository is not None or any("=" in each for each in beside or ())):
-        raise typer.BadParameter(
-            "--url names a server that runs, REPO one to start; fix: leave REPO out, and of --beside NAME=REPO, too"
-        )
+    if url is not None and repository is not None:
+        raise typer.BadParameter("--url names a server that runs, REPO one to start; give one of them")
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell starts background jobs with SIGINT ignored
         signal.signal(number, signal.default_int_handler)
     front = None
@@ -113,14 +111,15 @@ def serve(
 
         limits = Limits.of_environment(os.environ).with_values(limit or [])
         front = Front(http, http_host, exposed=exposed, limits=limits, environment=os.environ)
-    from rekd_deploy.server.beside import all_beside
+    from rekd_deploy.server.beside import all_beside, models_beside
 
-    further = all_beside(beside or [])
+    standing = models_beside(beside or []) if url is not None else []
     with front or nullcontext():
         try:
             if front is not None and url is not None:
-                front.start(url, [each.model for each in further])
-                print(f"before   {url}\n{_front_address(front)}stop     Ctrl-C", flush=True)
+                front.start(url, standing)
+                lines = "".join(f"beside   {model}\n" for model in standing)
+                print(f"before   {url}\n{lines}{_front_address(front)}stop     Ctrl-C", flush=True)
                 front.wait()
             else:
                 from rekd_deploy.server.program import find_installed
@@ -130,7 +129,7 @@ def serve(
                 server = TritonServer(
                     repository or _REPOSITORY, grpc_port, http_port, metrics_port, host, log,
                     program=None if tritonserver is None else find_installed(tritonserver),
-                    exposed=exposed, reload=reload, log_verbose=verbose, beside=further,
+                    exposed=exposed, reload=reload, log_verbose=verbose, beside=all_beside(beside or []),
                 )  # fmt: skip
                 service = Service(server, restart_limit if restart == "on-failure" else 0, _report)
                 service.run(ready=lambda: _announce(server, front))

@@ -66,6 +66,19 @@ def all_beside(given: Sequence[str]) -> tuple[Beside, ...]:
     return found
 
 
+def models_beside(names: Sequence[str]) -> list[str]:
+    """Triton's models, by the names that a server has been given for what stands beside: ``five`` or ``rekd_five``.
+
+    Raises:
+        ConfigError: no export beside can have that name.
+    """
+    found = {name: f"rekd_{name.removeprefix('rekd_')}" for name in names}
+    for name, model in found.items():
+        if model in _TAKEN or not _NAME.fullmatch(model.removeprefix("rekd_")):
+            raise ConfigError(f"no export beside is named '{name}'; fix: --beside NAME, as the server was given it")
+    return list(dict.fromkeys(found.values()))
+
+
 def place_beside(exports: Sequence[Beside], folder: Path, check: Callable[[Path, dict[str, Any]], None]) -> None:
     """Copy the single graph of each into ``folder``, which is a repository for Triton then.
 

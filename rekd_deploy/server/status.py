@@ -10,7 +10,7 @@ import os
 import tempfile
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +70,11 @@ def remove_state(process_id: int) -> None:
 
 def running_states() -> list[ServerState]:
     """This user's running servers, by process id; what killed ones left behind is removed."""
-    found = []
+    found, known = [], {each.name for each in fields(ServerState)}
     for path in user_folder().glob(f"{_PREFIX}*.json"):
         with suppress(ValueError, TypeError):
-            state = ServerState(**json.loads(path.read_text(encoding="utf-8")))
+            written = json.loads(path.read_text(encoding="utf-8"))  # perhaps by a later rekd, which says more
+            state = ServerState(**{name: value for name, value in written.items() if name in known})
             try:
                 os.kill(state.process_id, 0)
                 found.append(state)

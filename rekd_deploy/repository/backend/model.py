@@ -78,7 +78,7 @@ class TritonPythonModel:
         graph.close()
 
     def _try_out(self, samples: Sequence[Arrays], names: Sequence[str]) -> None:
-        """Take samples as a request's tensors are taken, and run them: what is wrong must be raised here.
+        """Send samples through Triton's tensors, and run them: what is wrong must be raised here.
 
         It then ends the loading with this reason. Of a warm-up that fails, Triton itself may die: the thread of the
         instance has not noted yet whose it is when it is stopped (core ``StopBackendThread``, of the release 24.10).

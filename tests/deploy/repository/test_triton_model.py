@@ -139,10 +139,14 @@ def test_what_a_run_costs_is_measured_with_the_warm_ups_of_whatever_shape(start,
     assert predictor._run_in_tokens > 0 and ask(predictor, PREDICTOR, given)[0].error is None
 
 
-def test_what_every_request_would_meet_ends_the_loading(repository, inside_triton, monkeypatch):
+def test_what_every_request_would_meet_ends_the_loading(
+    repository, image_rationalizer, inside_triton, monkeypatch, tmp_path):
     """Triton itself may die of a warm-up that fails, and say nothing."""
-    with pytest.raises(Exception, match="nothing"):
-        started(repository, SELECTOR, lambda config: config.output.add(name="nothing"))
+    artefacts = export(save(image_rationalizer, tmp_path / "checkpoint"), tmp_path)
+    for root in (repository, write_repository(artefacts, tmp_path / "repository")):
+        started(root, SELECTOR)
+        with pytest.raises(Exception, match="nothing"):
+            started(root, SELECTOR, lambda config: config.output.add(name="nothing"))
     for reading in ("as_numpy", "__dlpack__"):
         right = getattr(triton_stub.Tensor, reading)
         wrong = lambda self, right=right, **given: right(triton_stub.Tensor.received("", self.array * 0), **given)  # noqa: E731

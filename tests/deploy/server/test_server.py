@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import re
 import shutil
 import signal
 import socket
@@ -27,7 +28,7 @@ from rekd_deploy.repository.reader import read_manifest
 from rekd_deploy.repository.writer import write_repository
 from rekd_deploy.server import program, service, status
 from rekd_deploy.server import server as module
-from rekd_deploy.server.beside import Beside, all_beside
+from rekd_deploy.server.beside import Beside, all_beside, models_beside
 from rekd_deploy.server.flags import check_host, server_flags, settled_ports
 from rekd_deploy.server.program import find_installed
 from rekd_deploy.server.service import Service
@@ -208,6 +209,7 @@ def test_its_state_is_this_users_and_one_server_answers_in_time():
     ended.wait()
     left = status.write_state(ServerState(ended.pid, *place, version=1))
     (status.user_folder() / "serving-damaged.json").write_text("{")
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"of a later rekd": 1}))
     assert running_states() == [state] and not left.exists(), "what a killed server left is removed"
     for _ in range(2):
         status.remove_state(os.getpid())
@@ -398,6 +400,10 @@ def test_exports_beside_have_names_of_their_own():
     for each, reason in wrong.items():
         with pytest.raises(ConfigError, match=f"{reason}.*--beside"):
             all_beside([each])
+    assert models_beside(["five", "rekd_six", "rekd_five"]) == ["rekd_five", "rekd_six"]
+    for name in (".", "..", "./five", "five=models", "a b", "", "selector", "rekd_single"):
+        with pytest.raises(ConfigError, match=f"named '{re.escape(name)}'; fix: --beside NAME"):
+            models_beside([name])
     with pytest.raises(ConfigError, match="two exports beside are named a"):
         all_beside(["a=x", "y/a"])
     assert server_flags(["/a", "/b"], {"grpc": 1, "http": 2, "metrics": 3}, "k")[1:3] == [
