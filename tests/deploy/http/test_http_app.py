@@ -221,7 +221,7 @@ def test_a_text_is_never_the_path_of_a_file_here(image_client, made, triton, tmp
     ("POST", PREDICT, {"Content-Type": "text/plain"}, b"a", 415, MEDIA, "is text/plain"),
     ("POST", "/v1/huggingface", FORM, b"", 415, MEDIA,
      "must be application/json"),
-    ("POST", PREDICT, {**JSON, "Content-Encoding": "gzip"}, gzip.compress(b"{}"), 415, MEDIA, "gzip"),
+    ("POST", PREDICT, {**JSON, "Content-Encoding": "gzip"}, gzip.compress(b"{}", mtime=0), 415, MEDIA, "gzip"),
     ("POST", PREDICT, JSON, b"", 400, MALFORMED, "EOF"),
     ("POST", PREDICT, JSON, b'{"texts": ["a"', 400, MALFORMED, "column 14"),
     ("POST", PREDICT, JSON, b'{"texts": ["\xff"]}', 400, MALFORMED, ""),
