@@ -75,7 +75,7 @@ def serve(
     beside: Annotated[list[str] | None, typer.Option(
         metavar="[NAME=]REPO", show_default=False,
         help="Another export, repeated, such as one with another budget: its single graph answers as rekd_NAME. With "
-        "--url the NAME alone, of one that stands there."
+        "--url: only the NAME, of one that is served there."
     )] = None,
     reload: Annotated[
         bool, typer.Option("--reload", help="Serve a new export as soon as it is published, without a failed request.")
@@ -113,10 +113,10 @@ def serve(
         front = Front(http, http_host, exposed=exposed, limits=limits, environment=os.environ)
     from rekd_deploy.server.beside import all_beside, models_beside
 
-    standing = models_beside(beside or []) if url is not None else []
     with front or nullcontext():
         try:
             if front is not None and url is not None:
+                standing = models_beside(beside or [])
                 front.start(url, standing)
                 lines = "".join(f"beside   {model}\n" for model in standing)
                 print(f"before   {url}\n{lines}{_front_address(front)}stop     Ctrl-C", flush=True)

@@ -67,7 +67,8 @@ class OnnxRuntimeRunner(Runner):
 def session_options(target: str = "python", threads: int | None = None):
     """``onnxruntime.SessionOptions`` as the backend of a target sets them, so that what is proved is what is served.
 
-    But for numbers below 1e-37, 0 in ``OnnxGraph``: here that would change all that the process computes.
+    One difference: ``OnnxGraph`` takes numbers below 1e-37 as 0. Here that would hold for all that the caller's thread
+    computes.
 
     Args:
         target: 'python' is the repository's own step (``backend.model.OnnxGraph``; engines' graphs, too), 'onnxruntime'

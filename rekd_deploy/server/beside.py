@@ -67,7 +67,7 @@ def all_beside(given: Sequence[str]) -> tuple[Beside, ...]:
 
 
 def models_beside(names: Sequence[str]) -> list[str]:
-    """Triton's models, by the names that a server has been given for what stands beside: ``five`` or ``rekd_five``.
+    """Triton's names of exports that a running server has beside its own; ``five`` and ``rekd_five`` are the same.
 
     Raises:
         ConfigError: no export beside can have that name.

@@ -20,7 +20,7 @@ _MOST_SHAPES = 128
 _BY_TOKEN = ("scores", "mask", "keep")
 """Outputs that have a column for each token."""
 _MOST_RUN = 512.0
-"""Tokens: the most that measuring what a run costs may say."""
+"""Tokens: the most that ``run_in_tokens`` returns, since a measurement beside other loads is noisy."""
 _COPYING = (b"\x22\x04LSTM", b"\x22\x03GRU", b"\x22\x03RNN")
 """As a graph's bytes have them, operators that cannot be replayed: rekd_deploy/runtimes/onnxruntime_cuda.py."""
 
@@ -41,7 +41,7 @@ class OnnxGraph:
         # selector and predictor take turns on the same cores: a waiting one must not spin; within a run it pays
         options.add_session_config_entry("session.force_spinning_stop", "1")
         # attention makes 1e-45 of what is masked, and processors compute such numbers many times slower than 0: a batch
-        # that is half padding took twice as long. This process is ours alone; it would change all that another computes
+        # that is half padding took twice as long. The option holds for the whole thread, and this process is ours alone
         options.add_session_config_entry("session.set_denormal_as_zero", "1")
         options.enable_mem_pattern = False  # lengths differ from batch to batch
         options.inter_op_num_threads = 1
@@ -64,9 +64,9 @@ class OnnxGraph:
         return outputs
 
     def run_in_tokens(self, texts: Sequence[Arrays]) -> float:
-        """Tokens that take as long as what a run costs whatever its length, measured here; 0: texts have one length.
+        """What a run costs beside its tokens, measured, as a number of tokens; 0 where all texts have one length.
 
-        Small networks spend most of a run between operators, large ones on tokens: from a few of these to some hundred.
+        Some hundred for small networks, which spend most of a run between operators; a few for large ones.
 
         Args:
             texts: inputs of one text each, the shortest first.

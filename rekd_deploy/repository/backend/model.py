@@ -55,7 +55,8 @@ class TritonPythonModel:
         else:
             self._graph = graphs.OnnxGraph(folder, threads_of(model), shortest_of(model))
             self._run_in_tokens = self._graph.run_in_tokens([each for each in samples if "input_ids" in each])
-        self._try_out(samples[:1], [output["name"] for output in model["output"]])
+        if samples:
+            self._try_out(samples[0], [output["name"] for output in model["output"]])
 
     def execute(self, requests: Sequence) -> list:
         """Answer each request, in order."""
@@ -77,18 +78,17 @@ class TritonPythonModel:
         graph, self._graph = self._graph, None
         graph.close()
 
-    def _try_out(self, samples: Sequence[Arrays], names: Sequence[str]) -> None:
-        """Send samples through Triton's tensors, and run them: what is wrong must be raised here.
+    def _try_out(self, sample: Arrays, names: Sequence[str]) -> None:
+        """Run a sample that has gone through Triton's tensors; a failure here fails the load, and says why.
 
-        It then ends the loading with this reason. Of a warm-up that fails, Triton itself may die: the thread of the
-        instance has not noted yet whose it is when it is stopped (core ``StopBackendThread``, of the release 24.10).
+        Left to the warm-up, it can end Triton itself: release 24.10 stops an instance's thread before the thread has
+        noted its instance (core, ``StopBackendThread``).
         """
-        for sample in samples:
-            sent = [self._tensors.as_tensor(self._triton, name, array) for name, array in sample.items()]
-            inputs = {tensor.name(): self._tensors.as_array(tensor) for tensor in sent}
-            if wrong := sorted(name for name in sample if not np.array_equal(inputs[name], sample[name])):
-                raise RuntimeError(f"Triton's stub misreads {', '.join(wrong)}; fix: another NumPy, or export again")
-            self._graph.run(names, inputs)
+        sent = [self._tensors.as_tensor(self._triton, name, array) for name, array in sample.items()]
+        inputs = {tensor.name(): self._tensors.as_array(tensor) for tensor in sent}
+        if wrong := sorted(name for name in sample if not np.array_equal(inputs[name], sample[name])):
+            raise RuntimeError(f"Triton's stub misreads {', '.join(wrong)}; fix: another NumPy, or export again")
+        self._graph.run(names, inputs)
 
     def _run(self, indices: list[int], inputs: Mapping[int, Arrays], requests: Sequence) -> dict:
         wanted = {index: list(requests[index].requested_output_names()) for index in indices}
@@ -132,7 +132,7 @@ def shortest_of(config: Mapping[str, Any]) -> int:
 
 
 def samples_of(warm_ups: Sequence[Mapping[str, Any]], folder: Path) -> list[Arrays]:
-    """The inputs of warm-ups, whose files lie in a folder: a row of each length, the shortest first."""
+    """The inputs of warm-ups, whose files lie in ``folder``: one row for each length, the shortest first."""
     types = {"TYPE_INT64": np.int64, "TYPE_FP32": np.float32, "TYPE_BOOL": bool, "TYPE_UINT8": np.uint8}
     found: dict[int, Arrays] = {}
     for warm_up in warm_ups:
